@@ -1,0 +1,152 @@
+"""What an op is: one ``OpDef`` per op, declared once in ``ir/ops``; everything else is derived from it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .core import Array, Node, Value
+from .errors import CoilError, TypeRuleError
+from .types import DType, TensorType
+
+Infer = Callable[..., "TensorType | tuple[TensorType, ...]"]
+
+ELEMENTWISE = "elementwise"  # result[i] depends on operands[i] only; operands broadcast and share a dtype
+MOVEMENT = "movement"  # every result element is a copy of one operand element or a constant
+REDUCTION = "reduction"  # attrs ``axes``, ``keepdims``
+COMMUTATIVE = "commutative"
+STRUCTURAL = "structural"  # input, weight, constant, fused: handled by name in every layer
+
+
+@dataclass(frozen=True)
+class Example:
+    """Operands for the generated tests: types in IR text, attributes, and the range that values are drawn from.
+
+    ``low``/``high`` bound random floats and integers of every operand; ``ranges`` overrides them per operand index.
+    """
+
+    types: tuple[str, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    low: float = -2.0
+    high: float = 2.0
+    ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BadExample:
+    """Operands that inference must refuse, with a fragment of the message."""
+
+    types: tuple[str, ...]
+    attrs: Mapping[str, Any]
+    message: str
+
+
+@dataclass(frozen=True, eq=False)
+class OpDef:
+    """An operation of the IR.
+
+    Attributes:
+        name: the name in IR text.
+        infer: operand types and keyword-only attributes to the result type(s); its keywords *are* the op's attributes.
+        reference: NumPy arrays and attributes to the result array(s). This is the definition of the op.
+        decompose: values and attributes to value(s) in simpler ops; absent for a core op, which every target lowers.
+        flops: operand types and attributes to a count of floating-point operations (a dimension).
+        traits: see the constants of this module.
+        aliases: importer name to the names it uses, for instance ``{"aten": ("aten.exp.default",)}``.
+        awkward: every elementwise law also runs on 0, tiny, +-88, +-100, infinities and NaN unless this is false.
+    """
+
+    name: str
+    infer: Infer
+    reference: Callable[..., Any]
+    decompose: Callable[..., Any] | None = None
+    flops: Callable[..., Any] | None = None
+    traits: frozenset[str] = frozenset()
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    examples: tuple[Example, ...] = ()
+    bad_examples: tuple[BadExample, ...] = ()
+    awkward: bool = True
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        if self.name in OPS:
+            raise ValueError(f"op '{self.name}' is declared twice")
+        OPS[self.name] = self
+
+    @property
+    def is_core(self) -> bool:
+        return self.decompose is None
+
+    @cached_property
+    def attributes(self) -> Mapping[str, inspect.Parameter]:
+        """The op's attributes: the keyword-only parameters of ``infer``."""
+        parameters = inspect.signature(self.infer).parameters.items()
+        return {name: p for name, p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def infer_types(self, types: tuple[TensorType, ...], attrs: Mapping[str, Any]) -> tuple[TensorType, ...]:
+        """Result types.
+
+        Raises:
+            TypeRuleError: naming the op, its operand types and the rule that failed.
+        """
+        try:
+            result = self.infer(*types, **attrs)
+        except CoilError as error:
+            raise TypeRuleError(f"{self._call(types)}: {error.message}", error.location) from None
+        except TypeError as error:
+            raise TypeRuleError(f"{self._call(types)}: wrong operands or attributes ({error})") from None
+        return result if isinstance(result, tuple) else (result,)
+
+    def _call(self, types: tuple[TensorType, ...]) -> str:
+        return f"{self.name}({', '.join(map(str, types))})"
+
+    def node(self, *inputs: Value | bool | float, **attrs: Any) -> Node:
+        """Build the node; attributes left out take their defaults. Elementwise operands are broadcast explicitly."""
+        defaults = {n: p.default for n, p in self.attributes.items() if p.default is not inspect.Parameter.empty}
+        given = defaults | attrs
+        ordered = {name: given.pop(name) for name in self.attributes if name in given} | given
+        operands = _broadcast(inputs) if ELEMENTWISE in self.traits else inputs
+        return Node.make(self, tuple(v if isinstance(v, Value) else literal(v) for v in operands), ordered)
+
+    def __call__(self, *inputs: Value | bool | float, **attrs: Any) -> Any:
+        """The node's value, or a tuple of values when the op has several results."""
+        results = self.node(*inputs, **attrs).results
+        return results[0] if len(results) == 1 else results
+
+    def __repr__(self) -> str:
+        return f"<op {self.name}>"
+
+
+OPS: dict[str, OpDef] = {}
+
+
+def literal(value: Any, dtype: DType | None = None) -> Value:
+    """A constant from a Python number or small array."""
+    array = np.asarray(value) if dtype is None else np.asarray(value).astype(dtype.numpy)
+    return Value(OPS["constant"].node(value=Array(array)).results[0].node)
+
+
+def _broadcast(inputs: tuple[Any, ...]) -> tuple[Value, ...]:
+    """Turn numbers into constants of the operands' dtype and expand every operand to the common dims."""
+    values = [v for v in inputs if isinstance(v, Value)]
+    dtype = next((v.type.dtype for v in reversed(values)), None)
+    operands = [v if isinstance(v, Value) else literal(v, dtype) for v in inputs]
+    dims = broadcast_dims([v.dims for v in operands])
+    return tuple(v if v.dims == dims else OPS["broadcast"](v, dims=dims) for v in operands)
+
+
+def broadcast_dims(shapes: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """NumPy's broadcasting rule over symbolic dims: right-aligned, 1 expands, anything else must be equal."""
+    result: list[Any] = []
+    for position in range(1, max(map(len, shapes), default=0) + 1):
+        found = [s[-position] for s in shapes if len(s) >= position and s[-position] != 1]
+        if any(dim != found[0] for dim in found):
+            shown = " and ".join(f"[{', '.join(map(str, s))}]" for s in shapes)
+            raise TypeRuleError(f"dims {shown} do not broadcast together")
+        result.append(found[0] if found else 1)
+    return tuple(reversed(result))

@@ -1,0 +1,306 @@
+"""Find a recurrence that an export unrolled over time and turn it back into ``scan``.
+
+Before (three of T steps)::
+
+    x0 = slice(x, 0:1); h1 = f(h0, x0); x1 = slice(x, 1:2); h2 = f(h1, x1); x2 = ...; y = concat(h1, h2, h3)
+
+After::
+
+    hT, ys = scan(h0, x; body=f)
+
+Needs: any graph. Guarantees: the same function; what does not fit the pattern is left as it was, with a reason.
+
+The idea. The operands of a long ``concat`` are the outputs of successive steps. Walking the last two of them in lockstep,
+latest node first, every pair of nodes either is the same node (an *invariant*), or slices one tensor at consecutive
+places (a *sequence*), or meets a node of the later step's past that the earlier step has already been paired with (a
+*carry*), or applies one op to operands that are pairs again. That gives the body. The body is then matched against
+every earlier step, so the cost is linear in the size of the graph; steps at the start that differ (a zero state folded
+away) are peeled and stay as they are.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count, pairwise
+
+import numpy as np
+
+from coilc.ir import Array, Graph, Value, ops
+from coilc.ir.core import Node
+
+MIN_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Why a concat was not recognised as the outputs of a loop; ``node`` is where the pattern broke."""
+
+    node: Node
+    reason: str
+
+
+class _Mismatch(Exception):
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(reason)
+        self.node, self.reason = node, reason
+
+
+def reroll_scans(graph: Graph, declined: list[Declined] | None = None) -> Graph:
+    """Re-roll every unrolled loop of ``graph``, innermost results first; ``declined`` collects near misses."""
+    tried: set[Node] = set()
+    while True:
+        for concat in _candidates(graph):
+            if concat in tried:
+                continue
+            tried.add(concat)
+            try:
+                replacements = _reroll(graph, concat)
+            except _Mismatch as mismatch:
+                if declined is not None:
+                    declined.append(Declined(mismatch.node, mismatch.reason))
+                continue
+            graph = _substitute(graph, replacements)
+            break
+        else:
+            return graph
+
+
+def _candidates(graph: Graph) -> Iterator[Node]:
+    return (n for n in graph.nodes if n.op is ops.concat and len(n.inputs) >= MIN_STEPS)
+
+
+# --- the body -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Template:
+    """One step of the loop, written in the nodes of the last step.
+
+    ``carries`` maps the value that a step reads to the value it leaves for the next step, both as the *last* step
+    names them; ``sequences`` holds slices (or constants) that move with time.
+    """
+
+    root: Value
+    carries: dict[Value, Value] = field(default_factory=dict)
+    sequences: dict[Value, Value] = field(default_factory=dict)
+    invariants: dict[Value, None] = field(default_factory=dict)
+    interior: dict[Node, Node] = field(default_factory=dict)
+
+
+def _find_template(order: Mapping[Node, int], earlier: Value, later: Value) -> _Template:
+    """Pair the nodes of the last two steps, latest first, so that a carry is met after the step that produces it."""
+    template = _Template(later)
+    heap: list[tuple[int, int, Value, Value]] = [(-order[later.node], 0, earlier, later)]
+    ties, seen = count(1), set[tuple[Value, Value]]()
+    previous: dict[Value, Value] = {}
+    while heap:
+        _, _, a, b = heapq.heappop(heap)
+        if (a, b) in seen:
+            continue
+        seen.add((a, b))
+        if a == b:
+            template.invariants[b] = None
+        elif b in previous:
+            template.carries[b] = previous[b]
+        elif _is_sequence(a.node, b.node):
+            template.sequences[b] = a
+        else:
+            _require_same_op(a, b)
+            previous.update(zip(a.node.results, b.node.results, strict=True))
+            template.interior[b.node] = a.node
+            for x, y in zip(a.node.inputs, b.node.inputs, strict=True):
+                heapq.heappush(heap, (-order[y.node], next(ties), x, y))
+    if not template.carries:
+        raise _Mismatch(later.node, "the steps do not depend on one another")
+    return template
+
+
+def _require_same_op(a: Value, b: Value) -> None:
+    if a.node.op is not b.node.op or a.index != b.index:
+        raise _Mismatch(b.node, f"one step computes '{b.node.op.name}' where the step before computes '{a.node.op.name}'")
+    if a.node.attrs != b.node.attrs or a.node.types != b.node.types:
+        raise _Mismatch(b.node, f"'{b.node.op.name}' has other attributes or types than in the step before")
+    if len(a.node.inputs) != len(b.node.inputs) or not b.node.inputs:
+        raise _Mismatch(b.node, f"'{b.node.op.name}' differs between steps")
+
+
+def _is_sequence(a: Node, b: Node) -> bool:
+    if a.op is not b.op or a.types != b.types:
+        return False
+    if b.op is ops.constant:
+        return True
+    return b.op is ops.slice and a.inputs == b.inputs and _moving_axis(a, b) is not None
+
+
+def _moving_axis(a: Node, b: Node) -> int | None:
+    """The only axis along which two unit slices of one tensor differ."""
+    starts = [i for i, (p, q) in enumerate(zip(a.attrs["starts"], b.attrs["starts"], strict=True)) if p != q]
+    return starts[0] if len(starts) == 1 and b.types[0].dims[starts[0]] == 1 else None
+
+
+# --- every step -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Step:
+    """How one step instantiates the template: actual carries read, and the moving leaves."""
+
+    carries: dict[Value, Value]
+    sequences: dict[Value, Value]
+
+
+def _match_steps(template: _Template, outputs: Sequence[Value]) -> list[_Step]:
+    """Match the template from the last step backwards; stops at the first step that differs (it is peeled).
+
+    Returns the matched steps in time order; the last ``len(result)`` outputs are theirs.
+    """
+    steps: list[_Step] = []
+    wanted = {read: left for read, left in template.carries.items()}
+    for output in reversed(outputs):
+        try:
+            step = _match_step(template, output, wanted)
+        except _Mismatch as mismatch:
+            if len(steps) < MIN_STEPS - 1:
+                raise mismatch
+            break
+        steps.append(step)
+        wanted = step.carries
+    steps.reverse()
+    return steps
+
+
+def _match_step(template: _Template, output: Value, left: Mapping[Value, Value]) -> _Step:
+    """``left``: for every carry of the template, the value that this step must leave for the step after it."""
+    step = _Step({}, {})
+    stack = [(template.root, output), *((template.carries[read], value) for read, value in left.items())]
+    seen: set[tuple[Value, Value]] = set()
+    while stack:
+        pair = stack.pop()
+        if pair in seen:
+            continue
+        seen.add(pair)
+        pattern, actual = pair
+        if pattern in template.carries:
+            _bind(step.carries, pattern, actual)
+        elif pattern in template.sequences:
+            if pattern != actual and not _is_sequence(pattern.node, actual.node):
+                raise _Mismatch(actual.node, "this operand is not the next slice of the sequence")
+            _bind(step.sequences, pattern, actual)
+        elif pattern in template.invariants:
+            if pattern != actual:
+                raise _Mismatch(actual.node, "an operand that is the same in the last two steps differs here")
+        else:
+            _require_same_op(pattern, actual)
+            stack += zip(pattern.node.inputs, actual.node.inputs, strict=True)
+    if set(step.carries) != set(template.carries):
+        raise _Mismatch(output.node, "this step reads fewer carried values than the last")
+    return step
+
+
+def _bind(bindings: dict[Value, Value], pattern: Value, actual: Value) -> None:
+    if bindings.setdefault(pattern, actual) != actual:
+        raise _Mismatch(actual.node, "one carried or moving value of the last step is two different values here")
+
+
+# --- the replacement ------------------------------------------------------------------------------------------------
+
+
+def _reroll(graph: Graph, concat: Node) -> dict[Value, Value]:
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    outputs = concat.inputs
+    template = _find_template(order, outputs[-2], outputs[-1])
+    steps = _match_steps(template, outputs)
+    sequences = {leaf: _sequence(leaf, [s.sequences[leaf] for s in steps]) for leaf in template.sequences}
+    reads, consts = list(template.carries), list(template.invariants)
+    body = _body(template, reads, list(sequences), consts)
+    results = ops.scan(
+        *(steps[0].carries[read] for read in reads),
+        *sequences.values(),
+        *consts,
+        body=body,
+        carries=len(reads),
+        sequences=len(sequences),
+        axis=0,
+        reverse=False,
+    )
+    stacked = _unstack(results[-1], concat.attrs["axis"])
+    peeled = outputs[: len(outputs) - len(steps)]
+    whole = ops.concat(*peeled, stacked, axis=concat.attrs["axis"]) if peeled else stacked
+    finals = zip((template.carries[read] for read in reads), results, strict=False)
+    return {Value(concat): whole} | {left: final for left, final in finals if left != template.root}
+
+
+def _sequence(leaf: Value, actuals: Sequence[Value]) -> Value:
+    """The tensor ``[T, *leaf dims]`` whose t-th slice is the leaf of step t.
+
+    Raises:
+        _Mismatch: the slices do not advance by one constant positive or negative stride.
+    """
+    if leaf.op is ops.constant:
+        return ops.constant(value=Array(np.stack([v.node.attrs["value"].value for v in actuals])))
+    axis = _moving_axis(actuals[0].node, actuals[1].node)
+    if axis is None:
+        raise _Mismatch(leaf.node, "two steps read the same slice")
+    starts = [v.node.attrs["starts"][axis] for v in actuals]
+    stride = starts[1] - starts[0]
+    if any(q - p != stride for p, q in pairwise(starts)) or not isinstance(stride, int):
+        raise _Mismatch(leaf.node, "the slices do not advance by a constant stride")
+    attrs = leaf.node.attrs
+    low, high = min(starts[0], starts[-1]), max(starts[0], starts[-1]) + 1
+    window = ops.slice(
+        leaf.node.inputs[0],
+        starts=_with(attrs["starts"], axis, low),
+        stops=_with(attrs["stops"], axis, high),
+        steps=_with(attrs["steps"], axis, abs(stride)),
+    )
+    window = ops.flip(window, axes=(axis,)) if stride < 0 else window
+    rank = len(leaf.dims)
+    moved = ops.transpose(window, perm=(axis, *(i for i in range(rank) if i != axis)))
+    return ops.reshape(moved, dims=(len(actuals), *leaf.dims))
+
+
+def _with(items: Sequence[object], index: int, item: object) -> tuple[object, ...]:
+    return (*items[:index], item, *items[index + 1 :])
+
+
+def _body(template: _Template, reads: list[Value], sequences: list[Value], consts: list[Value]) -> Graph:
+    mapping: dict[Value, Value] = {}
+    for prefix, leaves in (("h", reads), ("x", sequences), ("c", consts)):
+        for i, leaf in enumerate(leaves):
+            mapping[leaf] = ops.input_(name=f"{prefix}{i}", type=leaf.type)
+    inputs = tuple(mapping.values())
+    roots = [template.carries[read] for read in reads] + [template.root]
+    outputs = _rebuild(roots, mapping)
+    names = [f"h{i}" for i in range(len(reads))] + ["y"]
+    return Graph("step", inputs, tuple(zip(names, outputs, strict=True)))
+
+
+def _unstack(stacked: Value, axis: int) -> Value:
+    """``[T, *dims]`` to the concat of its slices along ``axis``."""
+    dims = stacked.dims[1:]
+    moved = ops.transpose(stacked, perm=(*range(1, axis + 1), 0, *range(axis + 1, len(dims) + 1)))
+    return ops.reshape(moved, dims=(*dims[:axis], stacked.dims[0] * dims[axis], *dims[axis + 1 :]))
+
+
+def _rebuild(roots: Sequence[Value], mapping: dict[Value, Value]) -> list[Value]:
+    """Copy the nodes below ``roots``, replacing the values in ``mapping`` (which grows by the copies)."""
+    stack = [v.node for v in roots]
+    while stack:
+        node = stack[-1]
+        missing = [v.node for v in node.inputs if v not in mapping]
+        if all(v in mapping for v in node.results) or not missing:
+            stack.pop()
+            if not all(v in mapping for v in node.results):
+                copy = Node.make(node.op, tuple(mapping[v] for v in node.inputs), node.attrs)
+                for old, new in zip(node.results, copy.results, strict=True):
+                    mapping.setdefault(old, new)
+        else:
+            stack += missing
+    return [mapping[v] for v in roots]
+
+
+def _substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
+    mapping = {v: v for v in graph.inputs} | dict(replacements)
+    return graph.with_results(_rebuild(graph.results, mapping))

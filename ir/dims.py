@@ -110,7 +110,9 @@ def parse_dim(text: str) -> Dim:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        raise ParseError(f"'{text}' is not a dimension; write an integer, a name, or sums and products of them") from None
+        raise ParseError(
+            f"'{text}' is not a dimension; write an integer, a name, or sums and products of them"
+        ) from None
     return dim_from_ast(tree)
 
 
@@ -134,7 +136,9 @@ def dim_from_ast(tree: ast.expr) -> Dim:
             return -dim_from_ast(operand)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             return _BINARY[type(op)](dim_from_ast(left), dim_from_ast(right))
-    raise ParseError(f"'{ast.unparse(tree)}' is not a dimension; write an integer, a name, or sums and products of them")
+    raise ParseError(
+        f"'{ast.unparse(tree)}' is not a dimension; write an integer, a name, or sums and products of them"
+    )
 
 
 def symbols(dims: Dim | Iterable[Dim]) -> Iterator[str]:

@@ -1,8 +1,12 @@
-"""The NumPy interpreter: runs a graph with the ops' references. Slow, and the definition of what is right."""
+"""The NumPy interpreter: runs a graph with the ops' references. Slow, and the definition of what is right.
+
+Sixteen-bit floats are computed in float32 and rounded after every op, as kernels do.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -10,9 +14,12 @@ import numpy as np
 from . import dims as d
 from .core import Graph, Module, Node, Value, substitute_attr
 from .errors import CoilError, InputError
-from .types import TensorType
+from .types import DTYPES, DType, TensorType
 
 Observer = Callable[[Value, np.ndarray], None]
+
+_WIDE: ContextVar[bool] = ContextVar("coilc_wide", default=False)  # so that bodies run as their graph does
+_WIDER = {DTYPES["f16"]: "f64", DTYPES["bf16"]: "f64", DTYPES["f32"]: "f64", DTYPES["c64"]: "c128"}
 
 
 def interpret(
@@ -37,20 +44,20 @@ def interpret(
         if value.node.attrs["name"] not in inputs:
             raise InputError(f"input '{value.node.attrs['name']}' of entry '{entry}' is missing")
     arrays = [np.asarray(inputs[v.node.attrs["name"]]) for v in graph.inputs]
-    bindings = bind_symbols({v.node.attrs["name"]: (v.type, a.shape) for v, a in zip(graph.inputs, arrays, strict=True)})
-    results = _Run(bindings, module.weights, wide, observe).graph(graph, arrays)
+    bindings = bind_symbols(
+        {v.node.attrs["name"]: (v.type, a.shape) for v, a in zip(graph.inputs, arrays, strict=True)}
+    )
+    token = _WIDE.set(wide)
+    try:
+        results = _Run(bindings, module.weights, observe).graph(graph, arrays)
+    finally:
+        _WIDE.reset(token)
     return dict(zip((name for name, _ in graph.outputs), results, strict=True))
 
 
 def evaluate_body(body: Graph, arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Run a body graph (of a scan or a fused group) whose symbols are already replaced by integers.
-
-    Wide evaluation is inherited through the arrays: references keep the dtype they are given.
-    """
-    wide = any(a.dtype in (np.float64, np.complex128) for a in arrays) and not any(
-        v.type.dtype.name in ("f64", "c128") for v in body.inputs
-    )
-    return tuple(_Run({}, {}, wide, None).graph(body, arrays))
+    """Run a body graph (of a scan or a fused group) whose symbols are already replaced by integers."""
+    return tuple(_Run({}, {}, None).graph(body, arrays))
 
 
 def bind_symbols(shapes: Mapping[str, tuple[TensorType, Sequence[int]]]) -> dict[str, int]:
@@ -70,18 +77,21 @@ def bind_symbols(shapes: Mapping[str, tuple[TensorType, Sequence[int]]]) -> dict
     for name, (type_, shape) in shapes.items():
         for axis, (dim, extent) in enumerate(zip(type_.dims, shape, strict=True)):
             if set(d.symbols(dim)) <= set(bindings) and d.evaluate(dim, bindings) != extent:
-                raise InputError(f"input '{name}' has {extent} at axis {axis}; {type_} needs {d.evaluate(dim, bindings)}")
+                raise InputError(
+                    f"input '{name}' has {extent} at axis {axis}; {type_} needs {d.evaluate(dim, bindings)}"
+                )
     return bindings
 
 
 class _Run:
     def __init__(
-        self, bindings: Mapping[str, int], weights: Mapping[str, np.ndarray], wide: bool, observe: Observer | None
+        self, bindings: Mapping[str, int], weights: Mapping[str, np.ndarray], observe: Observer | None
     ) -> None:
-        self.bindings, self.weights, self.wide, self.observe = bindings, weights, wide, observe
+        self.bindings, self.weights, self.observe = bindings, weights, observe
+        self.wide = _WIDE.get()
 
     def graph(self, graph: Graph, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
-        values = {v: self.widen(a) for v, a in zip(graph.inputs, arrays, strict=True)}
+        values = {v: self.stored(a, v.type.dtype) for v, a in zip(graph.inputs, arrays, strict=True)}
         for node in graph.nodes:
             if node.results[0] in values:
                 continue
@@ -94,21 +104,29 @@ class _Run:
 
     def node(self, node: Node, operands: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         if node.op.name == "weight":
-            return (self.widen(np.asarray(self.weights[node.attrs["name"]])),)
-        attrs = {name: substitute_attr(value, self.bindings) for name, value in node.attrs.items()}
+            return (self.stored(np.asarray(self.weights[node.attrs["name"]]), node.types[0].dtype),)
+        attrs = {name: self.attribute(value) for name, value in node.attrs.items()}
         try:
             with np.errstate(all="ignore"):
-                results: Any = node.op.reference(*operands, **attrs)
+                results: Any = node.op.reference(*map(_computed, operands), **attrs)
         except CoilError as error:
             raise error.at(node.location) from None
         results = results if isinstance(results, tuple) else (results,)
-        return tuple(
-            self.widen(np.asarray(r)) if self.wide else np.asarray(r, dtype=t.dtype.numpy)
-            for r, t in zip(results, node.types, strict=True)
-        )
+        return tuple(self.stored(np.asarray(r), t.dtype) for r, t in zip(results, node.types, strict=True))
 
-    def widen(self, array: np.ndarray) -> np.ndarray:
-        if not self.wide:
-            return array
-        kind = {"f": np.float64, "V": np.float64, "c": np.complex128}.get(array.dtype.kind)
-        return array.astype(kind) if kind else array
+    def attribute(self, value: Any) -> Any:
+        if isinstance(value, DType):
+            return self.dtype(value)
+        return substitute_attr(value, self.bindings)
+
+    def stored(self, array: np.ndarray, dtype: DType) -> np.ndarray:
+        """The array as the graph keeps it between ops: in its type, or in the widest of its kind."""
+        with np.errstate(all="ignore"):
+            return array.astype(self.dtype(dtype).numpy, copy=False)
+
+    def dtype(self, dtype: DType) -> DType:
+        return DTYPES[_WIDER.get(dtype, dtype.name)] if self.wide else dtype
+
+
+def _computed(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype in (np.float16, DTYPES["bf16"].numpy) else array

@@ -110,8 +110,14 @@ class OpDef:
         defaults = {n: p.default for n, p in self.attributes.items() if p.default is not inspect.Parameter.empty}
         given = defaults | attrs
         ordered = {name: given.pop(name) for name in self.attributes if name in given} | given
-        operands = _broadcast(inputs) if ELEMENTWISE in self.traits else inputs
+        operands = self._broadcast(inputs) if ELEMENTWISE in self.traits else inputs
         return Node.make(self, tuple(v if isinstance(v, Value) else literal(v) for v in operands), ordered)
+
+    def _broadcast(self, inputs: tuple[Any, ...]) -> tuple[Value, ...]:
+        try:
+            return _broadcast(inputs)
+        except CoilError as error:
+            raise TypeRuleError(f"{self.name}: {error.message}") from None
 
     def __call__(self, *inputs: Value | bool | float, **attrs: Any) -> Any:
         """The node's value, or a tuple of values when the op has several results."""
@@ -127,8 +133,13 @@ OPS: dict[str, OpDef] = {}
 
 def literal(value: Any, dtype: DType | None = None) -> Value:
     """A constant from a Python number or small array."""
-    array = np.asarray(value) if dtype is None else np.asarray(value).astype(dtype.numpy)
-    return Value(OPS["constant"].node(value=Array(array)).results[0].node)
+    array = np.asarray(value)
+    if dtype is not None:
+        exact = dtype.kind in ("float", "complex") or np.array_equal(array, array.astype(dtype.numpy))
+        if not exact:
+            raise TypeRuleError(f"{value} is not a value of {dtype}; cast the other operand first")
+        array = array.astype(dtype.numpy)
+    return Value(OPS["constant"].node(value=Array(array)))
 
 
 def _broadcast(inputs: tuple[Any, ...]) -> tuple[Value, ...]:

@@ -148,7 +148,8 @@ class _Parser:
         last = _expect(tree.body[-1], ast.Return, "'return {...}' at the end")
         mapping = _expect(last.value, ast.Dict, "a dict from output name to value")
         outputs = tuple(
-            (str(ast.literal_eval(key)), self.value(item)) for key, item in zip(mapping.keys, mapping.values, strict=True)
+            (str(ast.literal_eval(key)), self.value(item))
+            for key, item in zip(mapping.keys, mapping.values, strict=True)
         )
         return Graph(tree.name, inputs, outputs, symbols)
 
@@ -227,5 +228,3 @@ class _Parser:
             left, right = self.items(tree.left), self.items(tree.right)
             return left + right if isinstance(tree.op, ast.Add) else left - right
         return self.attribute(tree)
-
-

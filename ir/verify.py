@@ -29,7 +29,9 @@ def core_or_claimed(claims: Collection[str]) -> Spec:
         for graph in module.entries.values():
             for node in graph.nodes:
                 if not node.op.is_core and node.op.name not in claims:
-                    raise VerifyError(f"composite op '{node.op.name}' is left and the target has no kernel", node.location)
+                    raise VerifyError(
+                        f"composite op '{node.op.name}' is left and the target has no kernel", node.location
+                    )
 
     return spec
 
@@ -76,4 +78,6 @@ def _weight(module: Module, node: Node) -> None:
         raise VerifyError(f"weight '{name}' is not in the module's table", node.location)
     expected = node.types[0]
     if array.shape != expected.dims or array.dtype != expected.dtype.numpy:
-        raise VerifyError(f"weight '{name}' is {array.dtype}{list(array.shape)}, the graph says {expected}", node.location)
+        raise VerifyError(
+            f"weight '{name}' is {array.dtype}{list(array.shape)}, the graph says {expected}", node.location
+        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core import Array, Graph
+from ..core import Array, Graph, Value
 from ..errors import TypeRuleError
-from ..opdef import STRUCTURAL, Example, OpDef
+from ..opdef import STRUCTURAL, Example, OpDef, literal
 from ..types import TensorType
+from .movement import broadcast
 
 
 def _input(*, name: str, type: TensorType) -> TensorType:
@@ -64,3 +65,8 @@ fused = OpDef(
     traits=frozenset({STRUCTURAL}),
     doc="A group of ops that becomes one kernel; made by the fusion pass, one kernel per distinct body.",
 )
+
+
+def zeros(type: TensorType) -> Value:
+    """A tensor of zeros, as a broadcast constant."""
+    return broadcast(literal(0, type.dtype), dims=type.dims)

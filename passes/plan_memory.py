@@ -130,4 +130,3 @@ def typical(size: Dim, ranges: Ranges) -> int:
     """``size`` when every symbol is 64, or as near as its range allows."""
     middle = {s: min(max(64, ranges[s][0]), ranges[s][1] or 2**62) for s in dims.symbols(size)}
     return dims.evaluate(size, middle)
-

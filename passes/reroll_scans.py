@@ -119,7 +119,9 @@ def _find_template(order: Mapping[Node, int], earlier: Value, later: Value) -> _
 
 def _require_same_op(a: Value, b: Value) -> None:
     if a.node.op is not b.node.op or a.index != b.index:
-        raise _Mismatch(b.node, f"one step computes '{b.node.op.name}' where the step before computes '{a.node.op.name}'")
+        raise _Mismatch(
+            b.node, f"one step computes '{b.node.op.name}' where the step before computes '{a.node.op.name}'"
+        )
     if a.node.attrs != b.node.attrs or a.node.types != b.node.types:
         raise _Mismatch(b.node, f"'{b.node.op.name}' has other attributes or types than in the step before")
     if len(a.node.inputs) != len(b.node.inputs) or not b.node.inputs:

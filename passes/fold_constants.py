@@ -1,0 +1,115 @@
+"""Compute what depends on weights and constants alone, once, at compile time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from coilc.ir import Graph, Module, Node, SymDim, Value, literal, ops
+
+from .rewrite import rewrite_module
+
+INLINE_ELEMENTS = 16  # results up to this size become constants in the text, larger ones weights
+GROWTH_BYTES = 4096  # a result may exceed its operands by this much; more is cheaper to recompute than to store
+
+
+def fold_constants(module: Module) -> Module:
+    """Replace every expression over weights and constants by its value.
+
+    Before::
+
+        v0: f32[16, 8] = weight(name="A_log", type=f32[16, 8])
+        v1: f32[16, 8] = exp(v0)
+        v2: f32[16, 8] = neg(v1)
+
+    After::
+
+        v0: f32[16, 8] = weight(name="A_log.folded", type=f32[16, 8])
+
+    Needs: weights are present. Guarantees: values are those of the references; weights that nothing uses any more are
+    dropped from the table; names are derived from the first weight involved and do not depend on the process.
+    """
+    table = _Table(module.weights)
+    folded = rewrite_module(module, table.fold_constant)
+    return drop_unused_weights(replace(folded, weights=table.arrays))
+
+
+def drop_unused_weights(module: Module) -> Module:
+    """Forget weights that no entry refers to."""
+    nodes = (node for graph in module.entries.values() for node in graph.nodes)
+    used = {node.attrs["name"] for node in nodes if node.op is ops.weight}
+    return replace(module, weights={name: array for name, array in module.weights.items() if name in used})
+
+
+class _Table:
+    """The growing weight table of one folding."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.arrays = dict(weights)
+
+    def fold_constant(self, node: Node) -> tuple[Value, ...] | None:
+        """The rule: every operand is a weight or a constant, and nothing depends on a symbol or grows without need."""
+        if node.op in (ops.weight, ops.constant, ops.input_) or not is_foldable(node):
+            return None
+        arrays = interpret_node(node, self.array)
+        return tuple(self.store(node, array) for array in arrays)
+
+    def array(self, value: Value) -> np.ndarray:
+        if value.op is ops.constant:
+            array: np.ndarray = value.node.attrs["value"].value
+            return array
+        return np.asarray(self.arrays[value.node.attrs["name"]])
+
+    def store(self, node: Node, array: np.ndarray) -> Value:
+        if array.size <= INLINE_ELEMENTS:
+            return literal(array)
+        name = self.fresh_name(next((v.node.attrs["name"] for v in node.inputs if v.op is ops.weight), "constant"))
+        self.arrays[name] = np.ascontiguousarray(array) if node.op is not ops.transpose else array
+        value: Value = ops.weight(name=name, type=node.types[0].with_dims(array.shape))
+        return value
+
+    def fresh_name(self, base: str) -> str:
+        stem = base if ".folded" in base else f"{base}.folded"
+        candidates = (f"{stem.rpartition('.folded')[0]}.folded{n or ''}" for n in range(len(self.arrays) + 1))
+        return next(name for name in candidates if name not in self.arrays)
+
+
+def is_foldable(node: Node) -> bool:
+    """Whether the node is constant, concrete, and no larger than what it replaces."""
+    if any(v.op not in (ops.weight, ops.constant) for v in node.inputs):
+        return False
+    if has_symbols(node):
+        return False
+    operands = sum(_bytes(v) for v in node.inputs)
+    return sum(_bytes(v) for v in node.results) <= max(2 * operands, GROWTH_BYTES)
+
+
+def has_symbols(node: Node) -> bool:
+    """Whether a dim or an attribute of the node is symbolic."""
+    return any(isinstance(dim, SymDim) for t in node.types for dim in t.dims) or any(
+        map(_is_symbolic, node.attrs.values())
+    )
+
+
+def _is_symbolic(attr: object) -> bool:
+    if isinstance(attr, tuple):
+        return any(map(_is_symbolic, attr))
+    if isinstance(attr, Graph):
+        return any(has_symbols(node) for node in attr.nodes)
+    return isinstance(attr, SymDim)
+
+
+def _bytes(value: Value) -> int:
+    size = value.type.bytes
+    assert isinstance(size, int)
+    return size
+
+
+def interpret_node(node: Node, array: Callable[[Value], np.ndarray]) -> tuple[np.ndarray, ...]:
+    """Run one node with its reference."""
+    with np.errstate(all="ignore"):
+        results = node.op.reference(*map(array, node.inputs), **node.attrs)
+    results = results if isinstance(results, tuple) else (results,)
+    return tuple(np.asarray(r, dtype=t.dtype.numpy) for r, t in zip(results, node.types, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from coilc.ir import Graph, Module, Node, Value, ops
 
 from .build_bodies import Group, Schedule
+from .grow_regions import Uses, grow_regions
+from .place_pointwise import place_pointwise
 from .rewrite import on, rewrite_module
 
 
@@ -18,16 +20,15 @@ def fuse_groups(module: Module) -> Module:
 
     Needs: core ops and claimed composites. Guarantees: ``verify.scheduled``.
     """
-    module = constants_to_weights(module)
-    return module.map(lambda graph: Schedule(graph, list(one_group_per_node(graph))).build())
+    return constants_to_weights(module).map(lambda graph: Schedule(graph, group(graph)).build())
 
 
-def one_group_per_node(graph: Graph) -> Iterator[Group]:
-    """The trivial grouping: constants are free, reshapes alias, everything else is a kernel of its own."""
-    results = {v.node for v in graph.results}
-    for node in graph.nodes:
-        if node.op.name not in ("input", "weight") and (node in results or node.op.name not in ("constant", "reshape")):
-            yield Group((node,))
+def group(graph: Graph) -> list[Group]:
+    """Which nodes share a kernel."""
+    uses = Uses(graph)
+    owner = grow_regions(uses)
+    place_pointwise(uses, owner)
+    return [Group(tuple(region.nodes)) for region in dict.fromkeys(owner.values())]
 
 
 def constants_to_weights(module: Module) -> Module:

@@ -1,0 +1,103 @@
+"""Turn two exports of one model at two lengths into one graph with that length as a symbol.
+
+Before (lengths 7 and 11)::
+
+    v0: f32[2, 7, 8] = exp(x)        v0: f32[2, 11, 8] = exp(x)
+
+After::
+
+    v0: f32[2, L, 8] = exp(x)
+
+Needs: re-rolled graphs, so that both have the same nodes. Guarantees: substituting either length gives that export back;
+every integer that differs became the affine function of the length through its two values, and type inference accepted
+the result. Anything else that differs is an error that names the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coilc.ir import Array, Dim, Graph, InputError, TensorType, Value, ops
+from coilc.ir import dims as d
+from coilc.ir.core import Node
+
+
+@dataclass(frozen=True)
+class Length:
+    """The symbol to introduce, its range, and its value in the two exports."""
+
+    symbol: str
+    range: tuple[int, int | None]
+    first: int
+    second: int
+
+    def dim(self, a: int, b: int) -> Dim | None:
+        """The affine dimension that is ``a`` at the first length and ``b`` at the second."""
+        slope, rest = divmod(b - a, self.second - self.first)
+        return None if rest else slope * d.symbol(self.symbol) + (a - slope * self.first)
+
+
+def unify_lengths(first: Graph, second: Graph, length: Length) -> Graph:
+    """Raises:
+    InputError: the exports differ in more than this length; the message names the first place, operands first.
+    """
+    graph = _unify_graph(first, second, length)
+    return Graph(graph.name, graph.inputs, graph.outputs, (*first.symbols, (length.symbol, length.range)))
+
+
+def _unify_graph(first: Graph, second: Graph, length: Length) -> Graph:
+    if len(first.nodes) != len(second.nodes) or [n for n, _ in first.outputs] != [n for n, _ in second.outputs]:
+        raise InputError(
+            f"the exports at {length.symbol}={length.first} and {length.second} have different structure "
+            f"({len(first.nodes)} and {len(second.nodes)} nodes): something in the model still depends on the length"
+        )
+    mapping: dict[Value, Value] = {}
+    for a, b in zip(first.nodes, second.nodes, strict=True):
+        node = _unify_node(a, b, mapping, length)
+        mapping.update(zip(a.results, node.results, strict=True))
+    outputs = tuple((name, mapping[v]) for name, v in first.outputs)
+    return Graph(first.name, tuple(mapping[v] for v in first.inputs), outputs)
+
+
+def _unify_node(a: Node, b: Node, mapping: Mapping[Value, Value], length: Length) -> Node:
+    if a.op is not b.op or len(a.inputs) != len(b.inputs):
+        raise InputError(f"'{a.op.name}' at one length is '{b.op.name}' at the other", a.location)
+    if a.op is ops.constant and a is not b:
+        return _unify_constant(a, b, length).node
+    attrs = {name: _unify_attr(value, b.attrs[name], a, length) for name, value in a.attrs.items()}
+    return Node.make(a.op, tuple(mapping[v] for v in a.inputs), attrs)
+
+
+def _unify_attr(a: Any, b: Any, node: Node, length: Length) -> Any:
+    if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
+        return tuple(_unify_attr(x, y, node, length) for x, y in zip(a, b, strict=True))
+    if isinstance(a, TensorType):
+        return a.with_dims(_unify_attr(a.dims, b.dims, node, length))
+    if isinstance(a, Graph):
+        return a if a == b else _unify_graph(a, b, length)
+    if type(a) is int and type(b) is int and a != b:
+        dim = length.dim(a, b)
+        if dim is not None:
+            return dim
+    elif a == b:
+        return a
+    raise InputError(
+        f"'{node.op.name}' has {a} at one length and {b} at the other, not affine in the length", node.location
+    )
+
+
+def _unify_constant(a: Node, b: Node, length: Length) -> Value:
+    """A literal that grew with the length: one repeated value, or consecutive integers."""
+    x, y = a.attrs["value"].value, b.attrs["value"].value
+    dims = _unify_attr(x.shape, y.shape, a, length)
+    if x.size and y.size and np.all(x == x.flat[0]) and np.all(y == x.flat[0]):
+        return ops.broadcast(ops.constant(value=Array(x.flat[0])), dims=dims)
+    if x.ndim == 1 and all(np.array_equal(v, np.arange(v.size)) for v in (x, y)):
+        return ops.iota(dims=dims, axis=0, dtype=a.types[0].dtype)
+    raise InputError(
+        "a constant array depends on the length and is neither uniform nor consecutive integers", a.location
+    )

@@ -1,0 +1,128 @@
+"""The driver: from a program to an artifact, stage by stage."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from coilc.ir import InputError, Module, print_module
+from coilc.passes.pipeline import run_pipeline
+from coilc.runtime.artifact import GRAPH, LIBRARY, WEIGHTS
+
+from .artifact import describe_plan, new_artifact, tool_versions, write_manifest
+from .build import BuildInfo, build_object
+from .emit_plan import emit_plan
+from .link import link_library
+from .plan import Plan, make_plan
+from .target import Target, parse_target
+from .weights import plan_layout, write_weights
+
+Progress = Callable[[str, float | None], None]
+Build = Callable[[Mapping[str, Any], Target, Path], BuildInfo]
+
+
+def compile(
+    program: Any,
+    path: str | os.PathLike[str],
+    target: str = "native",
+    entries: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Compile a program into an artifact.
+
+    Args:
+        program: a ``Module``, an ``ExportedProgram``, or the path of a ``.pt2`` file.
+        path: the folder to write; it appears complete or not at all. An artifact that is already there is replaced,
+            anything else is left alone.
+        target: a name from ``coilc targets``; ``native`` is this machine.
+        entries: which entries to keep, by default all.
+        progress: called with each stage's name and ``None`` when it starts, with its seconds when it has ended.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        CoilError: whatever is wrong with the program, the target or the path, in one sentence.
+    """
+    report, chosen, place = _Stages(progress), parse_target(target), Path(path)
+    with report("import"):
+        module = _select(_module(program), entries)
+    with report("passes"):
+        scheduled = run_pipeline(module, chosen.claims)
+    with report("plan"):
+        plan = make_plan(scheduled)
+    options = {"target": target, "entries": list(module.entries)}
+    return write_artifact(plan, chosen, place, text=print_module(scheduled), options=options, report=report)
+
+
+def write_artifact(
+    plan: Plan,
+    target: Target,
+    path: Path,
+    *,
+    text: str = "",
+    options: Mapping[str, Any] | None = None,
+    report: _Stages | None = None,
+    build: Build = build_object,
+) -> Path:
+    """Build, link and write a plan.
+
+    Args:
+        text: the IR text that goes into the artifact for people to read.
+        options: what the user asked for, recorded in the manifest.
+        build: makes the object file with every kernel of the plan.
+    """
+    report = report or _Stages(None)
+    layout = plan_layout(plan.weights)
+    with new_artifact(path) as folder, TemporaryDirectory(prefix="coilc-") as scratch:
+        work = Path(scratch)
+        with report("kernels"):
+            info = build(plan.kernels, target, work / "kernels.o") if plan.kernels else BuildInfo(0, {})
+        with report("link"):
+            (work / "plan.c").write_text(emit_plan(plan, layout, info.scratch_bytes))
+            objects = [work / "kernels.o"] if plan.kernels else []
+            link_library(work / "plan.c", objects, folder / LIBRARY, target.triple)
+        with report("write"):
+            (folder / GRAPH).write_text(text)
+            digest = write_weights(folder / WEIGHTS, plan.weights, layout)
+            machine = {"name": target.name, "kind": "cpu", "triple": target.triple, "features": sorted(target.features)}
+            about = {"target": machine, "options": dict(options or {}), "tools": tool_versions()}
+            write_manifest(folder, about | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
+    return path
+
+
+class _Stages:
+    """Times named stages and tells whoever watches."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress or (lambda stage, seconds: None)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self.progress(stage, None)
+        start = time.perf_counter()
+        yield
+        self.progress(stage, time.perf_counter() - start)
+
+
+def _module(program: Any) -> Module:
+    if isinstance(program, Module):
+        return program
+    # Looked up when needed, because this layer must work, and import, without any frontend.
+    module: Module = import_module("coilc.frontend.torch_export").import_program(program)
+    return module
+
+
+def _select(module: Module, entries: Sequence[str] | None) -> Module:
+    if entries is None:
+        return module
+    missing = [name for name in entries if name not in module.entries]
+    if missing:
+        raise InputError(f"the program has no entry '{missing[0]}'; it has {', '.join(module.entries)}")
+    return Module({name: module.entries[name] for name in entries}, module.weights)

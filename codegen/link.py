@@ -1,0 +1,59 @@
+"""Linking an artifact's library: generated plan, kernels and the native runtime, by ziglang or a C compiler."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import coilc.runtime
+from coilc.ir import CoilError
+from coilc.settings import CC
+
+NATIVE = Path(coilc.runtime.__file__).parent / "native"
+_GLIBC = "2.28"  # the oldest system that an artifact runs on: Debian 10, RHEL 8
+FLAGS = (
+    "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-fPIC", "-pthread",
+    "-ffunction-sections", "-fdata-sections", "-fno-sanitize=undefined",
+)  # fmt: skip
+_EXPORTS = "{ global: coil_*; local: *; };\n"
+
+
+def link_library(plan_source: Path, objects: Sequence[Path], output: Path, triple: str, compiler: str = "") -> None:
+    """Compile the plan and the runtime and link them with the kernels into a stripped shared library.
+
+    Args:
+        plan_source: C file from ``emit_plan``; the linker's export list is written beside it.
+        triple: target of the kernels, ``x86_64-linux-gnu`` or ``aarch64-linux-gnu``.
+        compiler: command of a C compiler for that target; empty takes ``COILC_CC``, else ziglang.
+
+    Raises:
+        CoilError: the compiler is missing, refuses the input or takes longer than five minutes.
+    """
+    exports = plan_source.with_suffix(".map")
+    exports.write_text(_EXPORTS)
+    sources = [plan_source, *sorted(NATIVE.glob("*.c")), *objects]
+    linker = ["-shared", "-s", "-Wl,--gc-sections", f"-Wl,--version-script={exports}", "-lm"]
+    command = [*_compiler(triple, compiler), *FLAGS, f"-I{NATIVE}", *map(str, sources), *linker, "-o", str(output)]
+    _run(command)
+
+
+def _compiler(triple: str, compiler: str) -> list[str]:
+    chosen = compiler or CC.get()
+    if chosen:
+        return shlex.split(chosen)
+    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{triple}.{_GLIBC}"]
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except FileNotFoundError:
+        raise CoilError(f"the C compiler '{command[0]}' was not found; install it or unset COILC_CC") from None
+    except subprocess.TimeoutExpired:
+        raise CoilError(f"linking with '{command[0]}' took longer than 300 s and was stopped") from None
+    if done.returncode:
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-12:])
+        raise CoilError(f"linking failed: '{' '.join(command[:4])} ...' ended with code {done.returncode}\n{said}")

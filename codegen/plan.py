@@ -1,0 +1,206 @@
+"""The plan: what an artifact does when it runs, as data. A list of kernel calls over caller memory, weights and an arena.
+
+A scheduled entry (``verify.scheduled``) holds only inputs, weights, constants, ``reshape`` (an alias) and ``fused``
+groups. Every fused node becomes one call; equal bodies share one kernel; every value gets a home.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from coilc.ir import CoilError, Dim, Graph, Location, Module, Node, SymDim, TensorType, Value, dims
+from coilc.passes.plan_memory import MemoryPlan, plan_memory, root
+
+COPY = ""  # the kernel name of a call that copies its first argument to its second
+UNBOUNDED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """Where a tensor lives: an input or output of the caller, a weight, a slot of the arena."""
+
+    kind: Literal["input", "output", "weight", "slot"]
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One tensor that a call writes. ``location.source``, when set, names the imported value that it equals."""
+
+    type: TensorType
+    location: Location | None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One kernel call. The kernel receives ``args`` as pointers, results last, then ``dims`` as integers."""
+
+    kernel: str
+    args: tuple[Ref, ...]
+    dims: tuple[Dim, ...]
+    results: tuple[Result, ...]
+
+    @property
+    def first_result(self) -> int:
+        return len(self.args) - len(self.results)
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """A named dim with its inclusive range, found from ``extent = scale*symbol + offset`` of one input axis."""
+
+    name: str
+    low: int
+    high: int
+    input: int
+    axis: int
+    scale: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPlan:
+    """One entry: its signature, its arena (bytes per slot, the largest of several expressions) and its calls."""
+
+    name: str
+    symbols: tuple[Symbol, ...]
+    inputs: tuple[tuple[str, TensorType], ...]
+    outputs: tuple[tuple[str, TensorType], ...]
+    slots: tuple[tuple[Dim, ...], ...]
+    calls: tuple[Call, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All entries over one table of weights (large constants included) and one set of kernels by name."""
+
+    entries: tuple[EntryPlan, ...]
+    weights: Mapping[str, np.ndarray]
+    kernels: Mapping[str, Graph]
+
+
+def make_plan(module: Module) -> Plan:
+    """Plan every entry of a scheduled module.
+
+    Raises:
+        CoilError: a symbol that no input axis determines.
+    """
+    names = _stored_names(module)
+    arrays = {name: _stored_array(module, node) for node, name in names.items()}
+    weights = dict(sorted(arrays.items()))
+    index = {name: i for i, name in enumerate(weights)}
+    homes = {node: Ref("weight", index[name]) for node, name in names.items()}
+    kernels: dict[Graph, str] = {}
+    entries = tuple(_Entry(name, graph, homes, kernels).plan() for name, graph in module.entries.items())
+    return Plan(entries, weights, {name: body for body, name in kernels.items()})
+
+
+def kernel_symbols(body: Graph) -> tuple[str, ...]:
+    """The symbols that a kernel takes as integers, in order: those of the types in its body, sorted."""
+    return tuple(sorted({s for node in body.nodes for t in node.types for s in dims.symbols(t.dims)}))
+
+
+def _stored_names(module: Module) -> dict[Node, str]:
+    """What an artifact keeps: weights that an entry uses, and constants outside kernels, which get a name here."""
+    nodes = dict.fromkeys(node for graph in module.entries.values() for node in graph.nodes)
+    constants = (node for node in nodes if node.op.name == "constant")
+    named = {node: node.attrs["name"] for node in nodes if node.op.name == "weight"}
+    return named | {node: f"coilc.constant.{i}" for i, node in enumerate(constants)}
+
+
+def _stored_array(module: Module, node: Node) -> np.ndarray:
+    return module.weights[node.attrs["name"]] if node.op.name == "weight" else node.attrs["value"].value
+
+
+def _kernel_name(body: Graph, number: int) -> str:
+    """A C identifier for profiles and error messages: a number, and what the body does."""
+    return f"k{number}_{re.sub(r'[^0-9A-Za-z_]', '_', body.name)}"
+
+
+class _Entry:
+    def __init__(self, name: str, graph: Graph, stored: Mapping[Node, Ref], kernels: dict[Graph, str]) -> None:
+        self.name, self.graph, self.stored, self.kernels = name, graph, stored, kernels
+        self.memory: MemoryPlan = plan_memory(graph)
+        self.homes: dict[Value, Ref] = {}
+
+    def plan(self) -> EntryPlan:
+        self._place_caller_values()
+        calls = [self._call(node) for node in self.graph.nodes if node.op.name == "fused"]
+        inputs = tuple((v.node.attrs["name"], v.type) for v in self.graph.inputs)
+        outputs = tuple((name, v.type) for name, v in self.graph.outputs)
+        symbols = solve_symbols(self.name, self.graph, inputs)
+        return EntryPlan(self.name, symbols, inputs, outputs, self.memory.slots, (*calls, *self._copies()))
+
+    def _place_caller_values(self) -> None:
+        self.homes.update((v, Ref("input", i)) for i, v in enumerate(self.graph.inputs))
+        for i, (_, value) in enumerate(self.graph.outputs):
+            if root(value).op.name == "fused":
+                self.homes.setdefault(root(value), Ref("output", i))
+
+    def _home(self, value: Value) -> Ref:
+        value = root(value)
+        if value in self.homes:
+            return self.homes[value]
+        return self.stored.get(value.node) or Ref("slot", self.memory.placement[value])
+
+    def _call(self, node: Node) -> Call:
+        body: Graph = node.attrs["body"]
+        kernel = self.kernels.setdefault(body, _kernel_name(body, len(self.kernels)))
+        args = (*map(self._home, node.inputs), *map(self._home, node.results))
+        results = tuple(Result(v.type, _location(v)) for v in node.results)
+        return Call(kernel, args, tuple(map(dims.symbol, kernel_symbols(body))), results)
+
+    def _copies(self) -> Iterator[Call]:
+        """Outputs that are an input, a weight, or another output's value."""
+        for i, (_, value) in enumerate(self.graph.outputs):
+            here = Ref("output", i)
+            if self._home(value) != here:
+                result = Result(value.type, value.location)
+                yield Call(COPY, (self._home(value), here), (value.type.bytes,), (result,))
+
+
+def _location(value: Value) -> Location | None:
+    """The group's location with the name of this result only: ``source`` lists all of them, comma-separated."""
+    place = value.location
+    if place is None:
+        return None
+    sources = place.source.split(",")
+    return replace(place, source=sources[value.index] if value.index < len(sources) else "")
+
+
+def solve_symbols(entry: str, graph: Graph, inputs: Sequence[tuple[str, TensorType]]) -> tuple[Symbol, ...]:
+    """Find for every symbol that the graph uses an input axis that determines it.
+
+    Raises:
+        CoilError: naming the symbol, when no axis is ``scale*symbol + offset``.
+    """
+    used = {s for node in graph.nodes for t in node.types for s in dims.symbols(t.dims)}
+    return tuple(_solve(entry, name, graph, inputs) for name, _ in graph.symbols if name in used)
+
+
+def _solve(entry: str, name: str, graph: Graph, inputs: Sequence[tuple[str, TensorType]]) -> Symbol:
+    low, high = graph.ranges[name]
+    candidates = (
+        (scale != 1, offset != 0, i, axis, scale, offset)
+        for i, (_, type_) in enumerate(inputs)
+        for axis, dim in enumerate(type_.dims)
+        for scale, offset in _affine(dim, name)
+    )
+    best = min(candidates, default=None)
+    if best is None:
+        raise CoilError(f"entry '{entry}': no input axis has the extent '{name}', so its value could never be known")
+    return Symbol(name, low, UNBOUNDED if high is None else high, *best[2:])
+
+
+def _affine(dim: Dim, name: str) -> Iterator[tuple[int, int]]:
+    """``(scale, offset)`` when ``dim == scale*name + offset`` with a positive scale."""
+    if isinstance(dim, SymDim) and set(dims.symbols(dim)) == {name}:
+        offset = dims.evaluate(dim, {name: 0})
+        scale = dims.evaluate(dim, {name: 1}) - offset
+        if scale > 0 and dim == scale * dims.symbol(name) + offset:
+            yield scale, offset

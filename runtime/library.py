@@ -1,0 +1,186 @@
+"""The native runtime through ctypes: the declarations of ``native/coil.h``, and loading each library exactly once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from _ctypes import dlclose
+from collections import deque
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from threading import Lock
+
+from .errors import ArtifactError, RunError
+
+ABI_VERSION = 1
+TraceFunction = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(c_void_p), c_int32)
+_Pointers = Sequence[int]
+
+
+class _Options(ctypes.Structure):
+    _fields_ = (
+        ("size", c_size_t),
+        ("weights_path", c_char_p),
+        ("weights", c_void_p),
+        ("weights_bytes", c_uint64),
+    )
+
+
+class Library:
+    """A loaded ``code.so``. Loading the same file again gives the same object; a file written anew is another library.
+
+    dlopen knows a library by the name it was opened with, so a recompiled artifact at the same path would silently be
+    the old one. The name used here is the descriptor of the open file, which stays open as long as the library is
+    loaded; two files never share it.
+    """
+
+    _loaded: dict[tuple[int, int], Library] = {}
+    _released: deque[Library] = deque()
+    _lock = Lock()
+
+    @staticmethod
+    def load(path: Path) -> Library:
+        """Load a library, or find it loaded; ``release`` it once per ``load``.
+
+        Raises:
+            ArtifactError: the system's loader refuses the file.
+        """
+        with Library._lock:
+            Library._unload_released()
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(descriptor)
+            key = (status.st_dev, status.st_ino)
+            if key in Library._loaded:
+                os.close(descriptor)
+            else:
+                Library._loaded[key] = Library(path, descriptor, key)
+            Library._loaded[key].users += 1
+            return Library._loaded[key]
+
+    def __init__(self, path: Path, descriptor: int, key: tuple[int, int]) -> None:
+        self.descriptor, self.key, self.users = descriptor, key, 0
+        try:
+            self.native = ctypes.CDLL(f"/proc/self/fd/{descriptor}")
+        except OSError as error:
+            os.close(descriptor)
+            raise ArtifactError(f"'{path}' cannot be loaded: {error}") from None
+        found = self.native.coil_abi_version()
+        if found != ABI_VERSION:
+            raise ArtifactError(f"'{path}' has ABI {found}, this coilc needs {ABI_VERSION}: recompile the artifact")
+        _declare(self.native)
+
+    def release(self) -> None:
+        """Give back one ``load``. Called by finalizers, which may run anywhere, so it never waits for the lock."""
+        Library._released.append(self)
+        if Library._lock.acquire(blocking=False):
+            try:
+                Library._unload_released()
+            finally:
+                Library._lock.release()
+
+    @staticmethod
+    def _unload_released() -> None:
+        while Library._released:
+            library = Library._released.popleft()
+            library.users -= 1
+            if not library.users:
+                del Library._loaded[library.key]
+                dlclose(library.native._handle)
+                os.close(library.descriptor)
+
+    def message(self) -> str:
+        """The sentence about this thread's last failure."""
+        return str(self.native.coil_error_message().decode(errors="replace"))
+
+    def check(self, code: int) -> None:
+        """Turn a status of the C API into an exception."""
+        if code:
+            raise RunError(self.message())
+
+
+def _declare(native: ctypes.CDLL) -> None:
+    pointers = POINTER(c_void_p)
+    signatures: dict[str, tuple[object, list[object]]] = {
+        "coil_abi_version": (c_uint32, []),
+        "coil_error_message": (c_char_p, []),
+        "coil_open": (c_int, [POINTER(_Options), pointers]),
+        "coil_close": (None, [c_void_p]),
+        "coil_session_open": (c_int, [c_void_p, c_int32, pointers]),
+        "coil_session_close": (None, [c_void_p]),
+        "coil_session_bind": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
+        "coil_session_memory": (c_uint64, [c_void_p]),
+        "coil_session_run": (c_int, [c_void_p, c_int32, pointers, pointers]),
+        "coil_session_trace": (c_int, [c_void_p, c_int32, pointers, pointers, TraceFunction, c_void_p]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(native, name)
+        function.restype, function.argtypes = result, arguments
+
+
+class NativeModel:
+    """An open model: a library and its mapped weights."""
+
+    def __init__(self, library: Path, weights: Path) -> None:
+        self.library = Library.load(library)
+        handle = c_void_p()
+        options = _Options(ctypes.sizeof(_Options), os.fsencode(weights), None, 0)
+        code = self.library.native.coil_open(byref(options), byref(handle))
+        # Not at exit: a daemon thread may still be running, and the process gives everything back anyway.
+        weakref.finalize(self, _close_model, self.library, handle).atexit = False
+        if code:
+            raise ArtifactError(self.library.message())
+        self.handle = handle
+
+
+def _close_model(library: Library, handle: c_void_p) -> None:
+    library.native.coil_close(handle)
+    library.release()
+
+
+class NativeSession:
+    """Threads, arena and bound entries. Used by one thread at a time."""
+
+    def __init__(self, model: NativeModel, threads: int) -> None:
+        self.library = model.library
+        handle = c_void_p()
+        self.library.check(self.library.native.coil_session_open(model.handle, threads, byref(handle)))
+        self.handle = handle
+        self.bound: dict[int, tuple[int, ...]] = {}
+        weakref.finalize(self, _close_session, model, handle).atexit = False  # and keeps the model until then
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the session has reserved: the arena and the scratch of every thread."""
+        return int(self.library.native.coil_session_memory(self.handle))
+
+    def bind(self, entry: int, symbols: tuple[int, ...]) -> None:
+        """Fix the symbols of an entry, unless they are what they were.
+
+        Raises:
+            RunError: no memory for an arena of that size.
+        """
+        if self.bound.get(entry) != symbols:
+            self.bound.pop(entry, None)
+            values = (c_int64 * len(symbols))(*symbols)
+            self.library.check(self.library.native.coil_session_bind(self.handle, entry, values))
+            self.bound[entry] = symbols
+
+    def run(self, entry: int, inputs: _Pointers, outputs: _Pointers) -> None:
+        """Run a bound entry on addresses."""
+        native = self.library.native
+        self.library.check(native.coil_session_run(self.handle, entry, _array(inputs), _array(outputs)))
+
+    def trace(self, entry: int, inputs: _Pointers, outputs: _Pointers, callback: object) -> None:
+        """Run a bound entry and call ``callback(user, call, results, count)`` after each call."""
+        native, arrays = self.library.native, (_array(inputs), _array(outputs))
+        self.library.check(native.coil_session_trace(self.handle, entry, *arrays, callback, None))
+
+
+def _close_session(model: NativeModel, handle: c_void_p) -> None:
+    model.library.native.coil_session_close(handle)
+
+
+def _array(addresses: _Pointers) -> ctypes.Array[c_void_p]:
+    return (c_void_p * len(addresses))(*addresses)

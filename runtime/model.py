@@ -1,0 +1,187 @@
+"""A compiled model in Python: arrays in, arrays out. NumPy and the artifact are all it needs."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .arrays import address, empty, is_torch, storage_dtype, to_numpy, to_torch
+from .artifact import LIBRARY, WEIGHTS, Artifact, read_artifact
+from .errors import InputError, RunError
+from .library import NativeModel, NativeSession, TraceFunction
+from .signature import Binding, Entry, Tensor, suggestion
+
+_Array = np.ndarray[Any, Any]
+
+
+def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool = True) -> Model:
+    """Open an artifact.
+
+    Args:
+        path: the folder that ``coilc compile`` wrote.
+        threads: how many threads a call uses; by default ``COILC_THREADS``, else every CPU this process may use.
+        verify: compare the sha256 of every file before its code is loaded (about 1 s per GB of weights).
+
+    Raises:
+        ArtifactError: the artifact is missing, damaged, or made for another machine or a newer coilc.
+        InputError: ``threads`` is not a positive number.
+    """
+    return Model(read_artifact(path, verify), _thread_count(threads))
+
+
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        text = os.environ.get("COILC_THREADS") or str(len(os.sched_getaffinity(0)))
+        threads = int(text) if text.isdecimal() else 0
+    if not 1 <= threads <= 1024:
+        raise InputError(f"the number of threads must be between 1 and 1024, not {threads}")
+    return threads
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One intermediate result, seen while a model runs.
+
+    Attributes:
+        call: position in the plan.
+        kernel: name of the kernel that computed it; empty for a copy to an output.
+        result: its type, and the name (``source``) and module path (``scope``) of the model's value that it equals.
+        array: the values, valid only during the callback; copy what you keep.
+    """
+
+    call: int
+    kernel: str
+    result: Tensor
+    array: _Array
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A checked call: everything the native runtime needs, and what keeps its memory alive."""
+
+    entry: Entry
+    binding: Binding
+    inputs: list[_Array]
+    outputs: list[_Array]
+
+    @property
+    def addresses(self) -> tuple[list[int], list[int]]:
+        return [address(a) for a in self.inputs], [address(a) for a in self.outputs]
+
+
+class Model:
+    """An open artifact. Calls from several threads run at the same time, each on a session of its own."""
+
+    def __init__(self, artifact: Artifact, threads: int) -> None:
+        self.path, self.threads = artifact.path, threads
+        self._manifest = artifact.manifest
+        rows = artifact.manifest["entries"].items()
+        self._entries = {name: Entry(i, name, row) for i, (name, row) in enumerate(rows)}
+        self._native = NativeModel(artifact.path / LIBRARY, artifact.path / WEIGHTS)
+        self._idle: list[NativeSession] = []
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        """Run the entry ``main``, or the only one there is; see ``run``."""
+        return self.run(self._default_entry(), inputs)
+
+    def run(self, entry: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one entry.
+
+        Args:
+            inputs: arrays by name: NumPy, torch on the CPU, anything with DLPack, or Python numbers. Dense memory is
+                used where it is, other layouts are copied once.
+
+        Returns:
+            New arrays by output name; torch tensors if a torch tensor came in.
+
+        Raises:
+            InputError: a name, dtype, rank or extent that does not fit.
+            RunError: memory for these dims could not be reserved.
+        """
+        request = self._request(entry, inputs)
+        with self._session(request) as session:
+            session.run(request.entry.index, *request.addresses)
+        return _results(request, inputs)
+
+    def trace(
+        self, inputs: Mapping[str, Any], callback: Callable[[Traced], None], entry: str | None = None
+    ) -> dict[str, Any]:
+        """Run one entry and show every intermediate result to ``callback``, in order; otherwise like ``run``."""
+        request = self._request(entry or self._default_entry(), inputs)
+        calls, raised = request.entry.calls, []
+
+        def observe(_: Any, index: int, addresses: Any, count: int) -> int:
+            try:
+                for result, start in zip(calls[index].results, addresses[:count], strict=True):
+                    array = _array_at(start, result, request.binding.symbols)
+                    callback(Traced(index, calls[index].kernel, result, array))
+            except BaseException as error:  # an exception cannot pass through C
+                raised.append(error)
+            return len(raised)
+
+        with self._session(request) as session:
+            try:
+                session.trace(request.entry.index, *request.addresses, TraceFunction(observe))
+            except RunError:
+                if raised:
+                    raise raised[0] from None
+                raise
+        return _results(request, inputs)
+
+    def describe(self) -> dict[str, Any]:
+        """The manifest: entries with their inputs, outputs and symbols, target, sizes, options, versions."""
+        return copy.deepcopy(dict(self._manifest))
+
+    @property
+    def memory_bytes(self) -> int:
+        """What idle sessions have reserved besides the weights: arenas and scratch."""
+        return sum(session.memory_bytes for session in self._idle)
+
+    def _default_entry(self) -> str:
+        return next(iter(self._entries)) if len(self._entries) == 1 else "main"
+
+    def _request(self, name: str, given: Mapping[str, Any]) -> _Request:
+        entry = self._entries.get(name)
+        if entry is None:
+            raise InputError(f"'{self.path}' has no entry '{name}'{suggestion(name, self._entries)}")
+        values = entry.order(given)
+        inputs = [to_numpy(value, tensor) for value, tensor in zip(values, entry.inputs, strict=True)]
+        binding = entry.bind([array.shape for array in inputs])
+        outputs = [empty(shape, t.dtype) for shape, t in zip(binding.outputs, entry.outputs, strict=True)]
+        return _Request(entry, binding, inputs, outputs)
+
+    @contextmanager
+    def _session(self, request: _Request) -> Iterator[NativeSession]:
+        """An idle session, or a new one when all are in use, bound to the request's dims."""
+        try:
+            session = self._idle.pop()
+        except IndexError:
+            session = NativeSession(self._native, self.threads)
+        try:
+            session.bind(request.entry.index, request.binding.values)
+            yield session
+        finally:
+            self._idle.append(session)
+
+
+def _results(request: _Request, given: Mapping[str, Any]) -> dict[str, Any]:
+    pairs = zip(request.entry.outputs, request.outputs, strict=True)
+    if any(map(is_torch, given.values())):
+        return {tensor.name: to_torch(array, tensor.dtype) for tensor, array in pairs}
+    return {tensor.name: array for tensor, array in pairs}
+
+
+def _array_at(start: int, tensor: Tensor, symbols: Mapping[str, int]) -> _Array:
+    """The values of a traced result, where they lie."""
+    shape, dtype = tensor.shape(symbols), storage_dtype(tensor.dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = memoryview((ctypes.c_uint8 * size).from_address(start))
+    return np.frombuffer(memory, np.uint8).view(dtype).reshape(shape)

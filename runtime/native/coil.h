@@ -1,0 +1,125 @@
+/* coil.h: the C API of a compiled model.
+ *
+ * One shared (or static) library holds one model: kernels, plan and this runtime. A model is opened over its weights,
+ * a session runs it. The library has no mutable globals; every object is independent, and sessions of one model may
+ * run at the same time in different threads. One session is used by one thread at a time.
+ *
+ *     coil_model *model;  coil_session *session;
+ *     coil_options options = {.size = sizeof options, .weights_path = "m.coil/weights.safetensors"};
+ *     if (coil_open(&options, &model) || coil_session_open(model, 2, &session)) puts(coil_error_message());
+ *     int64_t symbols[] = {1, 512};                       // in the order of coil_describe()->entries[0].symbols
+ *     coil_session_bind(session, 0, symbols);             // the only call that may grow memory
+ *     coil_session_run(session, 0, inputs, outputs);      // allocates nothing
+ *
+ * Functions that can fail return a coil_status; coil_error_message() then has one sentence about it.
+ */
+#ifndef COIL_H
+#define COIL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define COIL_ABI_VERSION 1
+#define COIL_API __attribute__((visibility("default")))
+
+typedef enum coil_status {
+    COIL_OK = 0,
+    COIL_ARGUMENT = 1, /* an argument is out of its range */
+    COIL_WEIGHTS = 2,  /* the weights cannot be read or do not belong to this library */
+    COIL_MEMORY = 3,   /* memory could not be reserved */
+    COIL_THREADS = 4,  /* threads could not be started */
+    COIL_UNBOUND = 5,  /* coil_session_bind has not succeeded for this entry */
+    COIL_BUSY = 6,     /* another thread is using the session */
+    COIL_KERNEL = 7,   /* a kernel refused its operands or ran out of scratch */
+    COIL_STOPPED = 8   /* the trace callback asked to stop */
+} coil_status;
+
+/* What a library computes. Every pointer is constant and lives as long as the library. */
+typedef struct coil_symbol {
+    const char *name;
+    int64_t low, high; /* inclusive; INT64_MAX is unbounded */
+} coil_symbol;
+
+typedef struct coil_tensor {
+    const char *name;
+    const char *dtype; /* "f32", "i64", "bool", ... */
+    const char *type;  /* with dims over the entry's symbols: "f32[B, L, 1536]"; dense, row-major */
+    int32_t rank;
+} coil_tensor;
+
+typedef struct coil_entry {
+    const char *name;
+    int32_t symbol_count, input_count, output_count, call_count;
+    const coil_symbol *symbols;
+    const coil_tensor *inputs, *outputs;
+} coil_entry;
+
+typedef struct coil_description {
+    uint32_t abi_version;
+    int32_t entry_count;
+    const coil_entry *entries;
+    uint64_t weights_bytes; /* exact size of the weights file; 0: the model has no weights */
+    uint64_t scratch_bytes; /* per thread */
+} coil_description;
+
+typedef struct coil_options {
+    size_t size;              /* sizeof(coil_options), so that fields can be added */
+    const char *weights_path; /* mapped read-only; or */
+    const void *weights;      /* the file's content in memory, 64-byte aligned, kept alive by the caller */
+    uint64_t weights_bytes;   /* size of that memory */
+} coil_options;
+
+typedef struct coil_model coil_model;
+typedef struct coil_session coil_session;
+
+/* COIL_ABI_VERSION of the library; a program built against another one must not use it. */
+COIL_API uint32_t coil_abi_version(void);
+
+/* The library's entries, their inputs, outputs and symbols. */
+COIL_API const coil_description *coil_describe(void);
+
+/* The sentence about the last failure in this thread, or "". Valid until the next call in this thread. */
+COIL_API const char *coil_error_message(void);
+
+/* Map and check the weights. COIL_ARGUMENT, COIL_WEIGHTS, COIL_MEMORY. */
+COIL_API int coil_open(const coil_options *options, coil_model **model);
+
+/* Unmap the weights; every session must be closed before. NULL is allowed. */
+COIL_API void coil_close(coil_model *model);
+
+/* A session over all entries, with `threads` threads (1: everything in the calling thread; no pinning).
+ * COIL_ARGUMENT, COIL_MEMORY, COIL_THREADS. */
+COIL_API int coil_session_open(const coil_model *model, int32_t threads, coil_session **session);
+
+/* Stop the threads and release the memory. NULL is allowed. */
+COIL_API void coil_session_close(coil_session *session);
+
+/* Fix the entry's symbols, plan its memory and grow the arena when needed; the entry stays bound until the next bind.
+ * COIL_ARGUMENT (a symbol outside its range, sizes that overflow), COIL_MEMORY, COIL_BUSY. */
+COIL_API int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbols);
+
+/* Concrete dims of input `index` (output != 0: of output `index`) of a bound entry; `dims` has room for its rank. */
+COIL_API int coil_session_dims(const coil_session *session, int32_t entry, int output, int32_t index, int64_t *dims);
+
+/* Bytes the session has reserved: the arena and the scratch of every thread. */
+COIL_API uint64_t coil_session_memory(const coil_session *session);
+
+/* Run a bound entry. Pointers in the order of coil_describe(), each aligned to its element, outputs disjoint from
+ * everything else. Allocates nothing. COIL_ARGUMENT, COIL_UNBOUND, COIL_BUSY, COIL_KERNEL. */
+COIL_API int coil_session_run(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs);
+
+/* Called after call `call` of the plan with pointers to its results, valid during the callback; non-zero stops. */
+typedef int (*coil_trace)(void *user, int32_t call, const void *const *results, int32_t result_count);
+
+/* coil_session_run with a look at every intermediate result. Also COIL_STOPPED. */
+COIL_API int coil_session_trace(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs,
+                                coil_trace callback, void *user);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

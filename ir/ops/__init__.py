@@ -1,5 +1,7 @@
 """Every op of the IR, listed: nothing registers itself by being found on disk."""
 
+from .attention import attention, rotary
+from .convolution import conv, conv_transpose, pool
 from .elementwise import (
     abs,
     add,
@@ -40,6 +42,7 @@ from .elementwise import (
     log1p,
     log2,
     log10,
+    logaddexp,
     logical_and,
     logical_not,
     logical_or,
@@ -75,6 +78,7 @@ from .elementwise import (
     where,
 )  # fmt: skip
 from .indexing import gather, index_put, scatter, take
+from .layout import pack_panels
 from .linalg import einsum, linear, matmul, packed_matmul
 from .movement import (
     broadcast,
@@ -90,6 +94,8 @@ from .movement import (
     slice_axis,
     transpose,
 )
+from .norm import batch_norm, group_norm, layer_norm, log_softmax, rms_norm, softmax
+from .prefix import cummax, cumprod, cumsum, logcumsumexp, sort, topk
 from .recurrence import body_input, causal_conv1d, gated_linear_attention, linear_scan, scan, selective_scan
 from .reduce import all, any, argmax, argmin, logsumexp, max, mean, min, prod, sum, var
 from .structural import constant, fused, input_, weight, zeros

@@ -410,6 +410,22 @@ conj = _composite(
     "_conj.default _conj_physical.default",
     kinds=frozenset({"complex"}),
 )
+
+
+def _logaddexp(x: Value, y: Value) -> Value:
+    distance = where(eq(x, y), 0, sub(x, y))  # inf - inf is NaN
+    return add(maximum(x, y), log1p(exp(neg(abs(distance)))))
+
+
+logaddexp = _binary(
+    "logaddexp",
+    np.logaddexp,
+    "``log(exp(x) + exp(y))`` without overflow.",
+    r.FLOAT,
+    "logaddexp.default",
+    decompose=_logaddexp,
+    commutative=True,
+)
 gelu = _parametric(
     "gelu",
     _gelu_type,

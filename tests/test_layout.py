@@ -26,7 +26,7 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (set(), {"numpy", "ml_dtypes"}),
     "ir": ({"ir"}, {"numpy", "ml_dtypes"}),
     "passes": ({"passes", "ir", "settings"}, {"numpy", "networkx"}),
-    "frontend": ({"frontend", "ir", "settings"}, {"numpy", "ml_dtypes", "torch", "transformers", "onnx", "safetensors"}),
+    "frontend": ({"frontend", "ir", "settings"}, {"numpy", "ml_dtypes", "sympy", "torch", "transformers", "onnx", "safetensors"}),
     "codegen": (
         {"codegen", "ir", "passes", "runtime", "settings"},
         {"numpy", "ml_dtypes", "networkx", "safetensors", "tvm", "tvm_ffi", "ziglang"},
@@ -106,7 +106,7 @@ def test_the_package_list_equals_the_folders() -> None:
 
 
 PROJECT_FILES = [p for f in (*FOLDERS, "tests", "examples", "benchmarks") for p in sources(ROOT / f)] + [
-    p for p in sources(PACKAGE) if not p.relative_to(PACKAGE).parts[0] in FOLDERS
+    p for p in sources(PACKAGE) if p.relative_to(PACKAGE).parts[0] not in FOLDERS
 ]
 
 

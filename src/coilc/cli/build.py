@@ -1,0 +1,54 @@
+"""``coilc compile``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from coilc.ir import InputError
+from coilc.units import show_bytes
+
+from .console import Stages, console, emit_json, folder_size
+from .options import Dynamic, Json, Model, Target
+from .sources import is_example, load_program, parse_dynamic
+
+
+def compile_command(
+    model: Model,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", metavar="NAME.coil", help="Where to write.")] = None,  # noqa: UP045
+    target: Target = "native",
+    dynamic: Dynamic = None,
+    entries: Annotated[Optional[str], typer.Option(help="Entries to keep, comma-separated; all by default.")] = None,  # noqa: UP045
+    weights: Annotated[Optional[Path], typer.Option(help="Safetensors file with the weights of IR text.")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Compile MODEL into an artifact.
+
+    An artifact is a folder with code, weights and a manifest; it is written completely or not at all.
+    """
+    from coilc.codegen.compile import compile
+
+    path = output or default_output(model)
+    if path.suffix != ".coil":
+        raise InputError(f"{path}: an artifact's name ends in .coil")
+    began = time.perf_counter()
+    with Stages() as progress:
+        progress("export" if is_example(model) else "import")
+        program = load_program(model, [parse_dynamic(text) for text in dynamic or ()], weights, need_weights=True)
+        chosen = tuple(entries.split(",")) if entries else None
+        compile(program, path, target=target, entries=chosen, progress=progress)
+    summary = {"artifact": str(path), "seconds": time.perf_counter() - began, "bytes": folder_size(path)}
+    summary["code_bytes"] = (path / "code.so").stat().st_size
+    if json:
+        emit_json(summary)
+    else:
+        code, total = show_bytes(summary["code_bytes"]), show_bytes(summary["bytes"])
+        console().print(f"{path}: {total}, of which {code} is code; compiled in {summary['seconds']:.1f} s", markup=False)
+
+
+def default_output(model: str) -> Path:
+    """``model.pt2`` -> ``model.coil``; ``zoo.py:mamba`` -> ``mamba.coil``; both in the current folder."""
+    return Path((model.rpartition(":")[2] if is_example(model) else Path(model).stem) + ".coil")

@@ -1,0 +1,193 @@
+"""``coilc inspect``, ``opt`` and ``explain``: the model as IR text, and what the passes did to it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from coilc.ir import InputError, Module, print_module
+from coilc.units import show_bytes
+
+from .console import console, emit, emit_json
+from .options import Dynamic, Json, Model, Target
+from .sources import load_program, load_text, parse_dynamic
+
+if TYPE_CHECKING:
+    from coilc.passes.pipeline import Pass, Stage
+
+
+def inspect_command(
+    model: Model,
+    stage: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Print the IR text after this stage; 'input' is the model as imported."),
+    ] = None,
+    target: Target = "native",
+    dynamic: Dynamic = None,
+    calls: Annotated[bool, typer.Option("--calls", help="List the kernel calls of an artifact.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a model or an artifact is made of."""
+    if Path(model).is_dir() and stage is None:
+        inspect_artifact(Path(model), calls, json)
+        return
+    program = load_program(model, [parse_dynamic(text) for text in dynamic or ()])
+    if stage is None:
+        inspect_program(program, json)
+        return
+    if stage != "input":
+        for current, step in steps(target):
+            program = step(program)
+            if current.passes[-1] is step and current.name == stage:
+                break
+    typer.echo(print_module(program), nl=False)
+
+
+def inspect_program(program: Module, as_json: bool) -> None:
+    """Entries, dynamic dims, weights, and how often each op occurs."""
+    ops = Counter(n.op.name for g in program.entries.values() for n in g.nodes if n.op.name not in ("input", "weight"))
+    weights = sum(array.nbytes for array in program.weights.values())
+    if as_json:
+        entries = {
+            name: {
+                "inputs": {v.node.attrs["name"]: str(v.type) for v in graph.inputs},
+                "outputs": {out: str(v.type) for out, v in graph.outputs},
+                "symbols": {symbol: list(limits) for symbol, limits in graph.symbols},
+            }
+            for name, graph in program.entries.items()
+        }
+        emit_json({"entries": entries, "weights": len(program.weights), "weight_bytes": weights, "ops": dict(ops)})
+        return
+    for name, graph in program.entries.items():
+        tensors = [(v.node.attrs["name"], str(v.type)) for v in graph.inputs], [(o, str(v.type)) for o, v in graph.outputs]
+        show_signature(name, *tensors, {s: limits for s, limits in graph.symbols})
+    console().print(f"weights: {len(program.weights)} arrays, {show_bytes(weights)}\n", markup=False)
+    emit([{"op": op, "count": count} for op, count in ops.most_common()], {"op": "op", "count": "count"}, as_json=False)
+
+
+def show_signature(entry: str, inputs: Any, outputs: Any, symbols: dict[str, Any]) -> None:
+    """Print an entry like a function: inputs, outputs, and the ranges of its dynamic dims."""
+    out = console()
+    out.print(f"[bold]{entry}[/bold]")
+    for label, tensors in (("in ", inputs), ("out", outputs)):
+        for name, type_ in tensors:
+            out.print(f"  {label} {name}: {type_}", markup=False)
+    for name, (low, high) in symbols.items():
+        out.print(f"  dim {name}: {low} to {'any' if high is None else high}", markup=False)
+
+
+def inspect_artifact(path: Path, calls: bool, as_json: bool) -> None:
+    """The manifest: entries, target, sizes, and the calls if asked."""
+    from coilc.runtime.artifact import read_manifest
+
+    manifest = read_manifest(path)
+    if as_json:
+        emit_json(manifest)
+        return
+    for name, entry in manifest["entries"].items():
+        tensors = ([(t["name"], type_text(t)) for t in entry[side]] for side in ("inputs", "outputs"))
+        show_signature(name, *tensors, {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]})
+        distinct = len({call["kernel"] for call in entry["calls"]})
+        console().print(f"  {len(entry['calls'])} kernel calls, {distinct} distinct kernels", markup=False)
+    console().print(f"target {manifest['target']['name']} ({manifest['target']['triple']})", markup=False)
+    for name, file in manifest["files"].items():
+        console().print(f"  {name:<22} {show_bytes(file['bytes']):>10}", markup=False)
+    if calls:
+        show_calls(manifest)
+
+
+def type_text(tensor: dict[str, Any]) -> str:
+    """``f32[B, L, 1536]`` from a row of the manifest."""
+    return f"{tensor['dtype']}[{', '.join(map(str, tensor['dims'])) or '()'}]"
+
+
+def show_calls(manifest: dict[str, Any]) -> None:
+    """One row per kernel call: which kernel, what it writes, and where in the model that comes from."""
+    for name, entry in manifest["entries"].items():
+        rows = [
+            {
+                "call": index,
+                "kernel": call["kernel"],
+                "writes": ", ".join(map(type_text, call["results"])),
+                "scope": next((r.get("scope", "") for r in call["results"] if r.get("scope")), ""),
+            }
+            for index, call in enumerate(entry["calls"])
+        ]
+        columns = {"call": "call", "kernel": "kernel", "writes": "writes", "scope": "where"}
+        console().print()
+        emit(rows, columns, as_json=False, title=f"calls of {name}")
+
+
+def steps(target: str) -> Iterator[tuple[Stage, Pass]]:
+    """Every pass of the pipeline for a target, with its stage."""
+    from coilc.codegen.target import parse_target
+    from coilc.passes.pipeline import pipeline
+
+    for stage in pipeline(parse_target(target).claims, panel=32):
+        yield from ((stage, step) for step in stage.passes)
+
+
+def pass_name(step: Any) -> str:
+    """The name of a pass, whatever its parameters were bound with."""
+    return pass_name(step.func) if isinstance(step, partial) else getattr(step, "__name__", type(step).__name__)
+
+
+def find_pass(name: str, target: str) -> Pass:
+    """A pass by name: as the pipeline uses it, or else from the file of that name in ``passes/``."""
+    known = {pass_name(step): step for _, step in steps(target)}
+    if name in known:
+        return known[name]
+    try:
+        found: Pass = getattr(import_module(f"coilc.passes.{name}"), name)
+    except (ImportError, AttributeError):
+        raise InputError(f"there is no pass '{name}'; the pipeline has {', '.join(known)}") from None
+    return found
+
+
+def opt_command(
+    passes: Annotated[str, typer.Argument(metavar="PASS[,PASS...]", help="Passes to apply, in order.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="IR text, or a .coil folder.")],
+    target: Target = "native",
+    locations: Annotated[bool, typer.Option(help="Print where in the model each line comes from.")] = True,
+) -> None:
+    """Apply passes to IR text and print the result."""
+    program = load_text(file)
+    for name in passes.split(","):
+        program = find_pass(name.strip(), target)(program)
+    typer.echo(print_module(program, locations=locations), nl=False)
+
+
+def explain_command(
+    model: Model,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, a pass, or a rule.")],
+    target: Target = "native",
+    dynamic: Dynamic = None,
+    fired: Annotated[bool, typer.Option("--fired", help="List what fired as well as what declined.")] = False,
+    json: Json = False,
+) -> None:
+    """List why a pass or rule left parts of the model alone."""
+    from coilc.passes.trace import tracing
+
+    program = load_program(model, [parse_dynamic(text) for text in dynamic or ()])
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for stage, step in steps(target):
+        with tracing() as trace:
+            program = step(program)
+        names = {stage.name, pass_name(step)}
+        seen |= names | {event.rule for event in trace.events}
+        chosen = [e for e in trace.events if (fired or e.reason) and name in {*names, e.rule}]
+        rows += [
+            {"rule": e.rule, "outcome": e.reason or f"became {e.after}", "node": e.before, "place": str(e.location or "")}
+            for e in chosen
+        ]
+    if name not in seen:
+        raise InputError(f"no stage, pass or rule '{name}' ran on this model; these did: {', '.join(sorted(seen))}")
+    columns = {"rule": "rule", "outcome": "reason", "node": "node", "place": "where"}
+    emit(rows, columns, as_json=json, note="" if rows else f"nothing that '{name}' looked at was declined")

@@ -1,0 +1,25 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A .pt2 file, IR text (.py), a .coil folder, or file.py:function.")
+]
+Artifact = Annotated[Path, typer.Argument(metavar="NAME.coil", help="A compiled artifact.")]
+Dynamic = Annotated[
+    Optional[list[str]],  # noqa: UP045 - typer evaluates this on Python 3.10
+    typer.Option("--dynamic", metavar="INPUT.AXIS=NAME:LOW..HIGH", help="A dim that may vary, as in ids.1=L:1..8192."),
+]
+Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for; 'coilc targets' lists them.")]
+Entry = Annotated[str, typer.Option("--entry", help="Which entry of the model.")]
+Threads = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option("--threads", min=1, help="Threads to run with.", show_default="COILC_THREADS, or all cores"),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of random inputs.")]

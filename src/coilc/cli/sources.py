@@ -1,0 +1,191 @@
+"""MODEL on the command line: what it may be, and how it becomes a program or a PyTorch module with example inputs.
+
+====================  ================================================================================
+``file.py:function``  a function returning ``(module, args[, kwargs[, dynamic_shapes]])``
+``model.pt2``         what ``torch.export.save`` wrote
+``graph.py``          IR text
+``name.coil``         an artifact: its IR text and weights
+====================  ================================================================================
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coilc.ir import Graph, InputError, Location, Module, parse_graphs
+
+DYNAMIC = re.compile(r"(?P<name>[A-Za-z_]\w*)\.(?P<axis>\d+)=(?P<symbol>[A-Za-z_]\w*)(?::(?P<low>\d+)\.\.(?P<high>\d+)?)?")
+KINDS = "a .pt2 file, IR text (.py), a .coil folder, or file.py:function"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A PyTorch module with the inputs to trace and compare it on."""
+
+    module: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+
+
+@dataclass(frozen=True)
+class DynamicDim:
+    """``ids.1=L:1..8192``: axis 1 of input ``ids`` is called L and lies in a range."""
+
+    name: str
+    axis: int
+    symbol: str
+    low: int
+    high: int | None
+
+
+def parse_dynamic(text: str) -> DynamicDim:
+    """Read one ``--dynamic`` option.
+
+    Raises:
+        InputError: the text has another form, or the range is empty.
+    """
+    match = DYNAMIC.fullmatch(text)
+    if not match:
+        raise InputError(f"--dynamic {text}: write INPUT.AXIS=NAME or INPUT.AXIS=NAME:LOW..HIGH, as in ids.1=L:1..8192")
+    low, high = int(match["low"] or 1), int(match["high"]) if match["high"] else None
+    if high is not None and high < low:
+        raise InputError(f"--dynamic {text}: the range {low}..{high} is empty")
+    return DynamicDim(match["name"], int(match["axis"]), match["symbol"], low, high)
+
+
+def dynamic_shapes(given: Any, options: Sequence[DynamicDim]) -> Any:
+    """Merge ``--dynamic`` options into the dynamic shapes that a function returned (options win)."""
+    if not options:
+        return given
+    from torch.export import Dim
+
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError("--dynamic needs dynamic shapes by input name; the function returned them by position")
+    dims = {o.symbol: Dim(o.symbol, min=o.low, max=o.high) for o in options}
+    merged = {name: dict(axes) if isinstance(axes, Mapping) else axes for name, axes in (given or {}).items()}
+    for option in options:
+        axes = merged.setdefault(option.name, {})
+        if not isinstance(axes, dict):
+            raise InputError(f"--dynamic {option.name}.{option.axis}: the function already gives '{option.name}' in another form")
+        axes[option.axis] = dims[option.symbol]
+    return merged
+
+
+def load_example(spec: str) -> Example:
+    """Run ``file.py:function``.
+
+    Raises:
+        InputError: no such file or function, it raised, or it returned something else.
+    """
+    path, _, name = spec.rpartition(":")
+    function = _function(Path(path), name)
+    returned = _run_user_code(function, spec)
+    if not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
+        raise InputError(f"{spec} must return (module, args[, kwargs[, dynamic_shapes]]), not {type(returned).__name__}")
+    module, args, *rest = returned
+    if not callable(module) or not isinstance(args, tuple):
+        raise InputError(f"{spec} must return a module and a tuple of arguments first")
+    kwargs = (rest[0] if rest else None) or {}
+    return Example(module, args, kwargs, rest[1] if len(rest) > 1 else None)
+
+
+def _function(path: Path, name: str) -> Callable[[], Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    if found is None or found.loader is None:
+        raise InputError(f"{path}: not a Python file; file.py:function needs one")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, str(path.parent.resolve()))
+    loader = found.loader
+    _run_user_code(lambda: loader.exec_module(module), str(path))
+    function = getattr(module, name, None)
+    if not callable(function):
+        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]
+        raise InputError(f"{path} has no function '{name}'" + (f"; it has {', '.join(names)}" if names else ""))
+    return function
+
+
+def _run_user_code(call: Callable[[], Any], what: str) -> Any:
+    try:
+        return call()
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = Location(frame.filename, frame.lineno or 0)
+        raise InputError(f"{what} raised {type(error).__name__}: {error}", where) from error
+
+
+def is_example(spec: str) -> bool:
+    """Whether MODEL has the form ``file.py:function``."""
+    return re.search(r"\.py:\w+$", spec) is not None
+
+
+def load_program(
+    spec: str, dynamic: Sequence[DynamicDim] = (), weights: Path | None = None, *, need_weights: bool = False
+) -> Module:
+    """MODEL as an IR module, imported but not optimised.
+
+    Args:
+        weights: safetensors file with the weights of IR text.
+        need_weights: refuse IR text whose weights are not there; otherwise they are zeros.
+
+    Raises:
+        InputError: MODEL does not exist or has none of the known forms.
+        UnsupportedError: the model uses something that coilc cannot represent.
+    """
+    if is_example(spec):
+        from coilc.frontend.torch_export import export
+
+        example = load_example(spec)
+        shapes = dynamic_shapes(example.dynamic_shapes, dynamic)
+        return export(example.module, example.args, dict(example.kwargs), dynamic_shapes=shapes)
+    path = Path(spec)
+    if not path.exists():
+        raise InputError(f"{spec}: no such file; MODEL is {KINDS}")
+    if dynamic:
+        raise InputError("--dynamic applies while exporting, so only to file.py:function; other models have their dims already")
+    if path.suffix in (".pt2", ".onnx"):
+        from coilc.frontend.torch_export import import_program
+
+        return import_program(path)
+    program = load_text(path, weights)
+    if need_weights and program.weights and not path.is_dir() and not weights:
+        raise InputError(f"{path} names weights but IR text holds no numbers; give them with --weights FILE.safetensors")
+    return program
+
+
+def load_text(path: Path, weights: Path | None = None) -> Module:
+    """IR text, or the text inside an artifact, with the weights beside it if there are any."""
+    if path.is_dir():
+        path, weights = path / "graph.py", weights or path / "weights.safetensors"
+    if path.suffix not in (".py", ".txt") or not path.is_file():
+        raise InputError(f"{path}: not a model; MODEL is {KINDS}")
+    graphs = parse_graphs(path.read_text())
+    if not graphs:
+        raise InputError(f"{path}: no graph in it; for a Python function write {path}:function")
+    return Module({graph.name: graph for graph in graphs}, _weights(graphs, weights))
+
+
+def _weights(graphs: Sequence[Graph], path: Path | None) -> dict[str, np.ndarray]:
+    """The arrays that the graphs name; zeros where there is no file (enough for passes, which never look inside)."""
+    needed = {n.attrs["name"]: n.types[0] for g in graphs for n in g.nodes if n.op.name == "weight"}
+    stored: dict[str, np.ndarray] = {}
+    if path and path.is_file():
+        from safetensors.numpy import load_file
+
+        stored = load_file(path)
+    missing = sorted(set(needed) - set(stored))
+    if missing and path:
+        raise InputError(f"{path}: weight '{missing[0]}' is missing" + (f" and {len(missing) - 1} more" * (len(missing) > 1)))
+    return {name: stored[name] if path else np.zeros(type_.dims, type_.dtype.numpy) for name, type_ in needed.items()}

@@ -1,0 +1,237 @@
+"""``compare``: run a PyTorch model and its artifact on the same inputs and measure the difference."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+
+from coilc.frontend.locations import location_of
+from coilc.frontend.torch_export import trace
+from coilc.ir import InputError
+from coilc.runtime import Model, Traced, load
+
+from .eager import observe_values, tensors_in, to_numpy
+from .metrics import difference, tolerance_for
+from .report import Report, Row, Speed
+
+VALUES_AT_ONCE = 1 << 30  # bytes of intermediate values held while comparing; more are compared in several runs
+LONGEST_TIMING = 60.0  # seconds; slow models get fewer timed runs, but at least three
+
+Progress = Callable[[str], None]
+
+
+def compare(
+    model: torch.nn.Module | ExportedProgram,
+    artifact: str | os.PathLike[str] | Model,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    entry: str = "main",
+    tolerance: float | None = None,
+    layers: bool = True,
+    runs: int = 10,
+    threads: int | None = None,
+    name: str = "",
+    progress: Progress = lambda stage: None,
+) -> Report:
+    """Compare an artifact with eager PyTorch on the given inputs.
+
+    Args:
+        model: the module (run as it is, in its current mode) or exported program that the artifact was compiled from.
+        dynamic_shapes: as given to :func:`coilc.export`, so that the values inside the model get the same names.
+        tolerance: relative Frobenius error allowed; by dtype unless given, see :data:`TOLERANCE`.
+        layers: also compare every value inside the model that the artifact computes.
+        runs: timed runs of each side, alternately; 0 measures no time.
+        threads: of both sides.
+        name: what the report calls the model.
+
+    Raises:
+        InputError: the artifact has another signature than the model.
+        ArtifactError: the artifact cannot be loaded.
+    """
+    return _Comparison(model, artifact, args, kwargs or {}, entry, tolerance, threads, name, progress).report(
+        dynamic_shapes, layers, runs
+    )
+
+
+class _Comparison:
+    """One model, one artifact, one set of inputs."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module | ExportedProgram,
+        artifact: str | os.PathLike[str] | Model,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        entry: str,
+        tolerance: float | None,
+        threads: int | None,
+        name: str,
+        progress: Progress,
+    ) -> None:
+        self.artifact = artifact if isinstance(artifact, Model) else load(artifact, threads)
+        self.model, self.args, self.kwargs, self.entry = model, args, kwargs, entry
+        self.tolerance, self.progress = tolerance, progress
+        self.name = name or type(model).__name__
+        self.manifest = self.artifact.describe()
+        if entry not in self.manifest["entries"]:
+            raise InputError(f"the artifact has no entry '{entry}'; it has {', '.join(self.manifest['entries'])}")
+        self.signature = self.manifest["entries"][entry]
+        self.inputs = self._named_inputs()
+
+    def report(self, dynamic_shapes: Any, layers: bool, runs: int) -> Report:
+        self.progress("compare outputs")
+        outputs = tuple(self.output_rows())
+        inside: tuple[Row, ...] = ()
+        if layers:
+            self.progress("compare values inside the model")
+            inside = tuple(self.layer_rows(self._program(dynamic_shapes)))
+        speed = None
+        if runs:
+            self.progress("measure speed")
+            speed = self.measure_speed(runs)
+        return Report(
+            model=self.name,
+            artifact=self.artifact.path.name,
+            target=self.manifest["target"]["name"],
+            entry=self.entry,
+            inputs={n: _shown(a) for n, a in self.inputs.items()},
+            outputs=outputs,
+            layers=inside,
+            speed=speed,
+            sizes=self.sizes(),
+        )
+
+    def _named_inputs(self) -> dict[str, np.ndarray]:
+        """The tensors of args and kwargs under the names of the entry's inputs, which are in the same order."""
+        arrays = [to_numpy(tensor) for tensor in tensors_in((self.args, dict(self.kwargs)))]
+        names = [tensor["name"] for tensor in self.signature["inputs"]]
+        if len(arrays) != len(names):
+            raise InputError(f"the model got {len(arrays)} tensors, the artifact takes {len(names)}: {', '.join(names)}")
+        return dict(zip(names, arrays, strict=True))
+
+    # --- eager PyTorch --------------------------------------------------------------------------------------------------
+
+    def run_eager(self) -> list[torch.Tensor]:
+        module = self.model.module() if isinstance(self.model, ExportedProgram) else self.model
+        with torch.no_grad():
+            return tensors_in(module(*copy.deepcopy(self.args), **copy.deepcopy(dict(self.kwargs))))
+
+    def _program(self, dynamic_shapes: Any) -> ExportedProgram:
+        if isinstance(self.model, ExportedProgram):
+            return self.model
+        return trace(self.model, self.args, dict(self.kwargs), dynamic_shapes=dynamic_shapes)
+
+    # --- differences ----------------------------------------------------------------------------------------------------
+
+    def output_rows(self) -> Iterator[Row]:
+        found = self.artifact.run(self.entry, self.inputs)
+        expected = self.run_eager()
+        if len(expected) > len(found):
+            raise InputError(f"the model returns {len(expected)} tensors, the artifact {len(found)}")
+        for (name, array), tensor in zip(found.items(), expected, strict=False):  # the rest is state that it updates
+            yield self.row(name, array, to_numpy(tensor))
+
+    def row(self, name: str, actual: np.ndarray, expected: np.ndarray, scope: str = "", place: str = "") -> Row:
+        if actual.shape != expected.shape:
+            raise InputError(f"'{name}' has shape {list(actual.shape)} in the artifact, {list(expected.shape)} in PyTorch")
+        measured = difference(actual, expected, name)
+        allowed = tolerance_for(expected, self.tolerance)
+        return Row(name, str(expected.dtype), expected.shape, measured, allowed, scope, place)
+
+    def layer_rows(self, program: ExportedProgram) -> Iterator[Row]:
+        """Every value inside the model that the artifact computes under the name it has in the exported program."""
+        nodes = {node.name: node for node in program.graph.nodes}
+        rows: dict[str, Row] = {}
+        for group in self._groups(set(nodes)):
+            found = self._artifact_values(group)
+
+            def observe(name: str, expected: np.ndarray, found: Mapping[str, np.ndarray] = found) -> None:
+                actual = found[name]
+                if actual.size == expected.size and actual.dtype.itemsize == expected.dtype.itemsize:
+                    place = location_of(nodes[name])
+                    where = (place.scope, f"{place.file}:{place.line}") if place else ("", "")
+                    rows[name] = self.row(name, actual.reshape(expected.shape), expected, *where)
+
+            observe_values(program, self.args, self.kwargs, found, observe)
+        yield from (rows[name] for name in nodes if name in rows)
+
+    def _groups(self, known: set[str]) -> Iterator[set[str]]:
+        """Sources that the artifact computes, in groups whose values fit in memory together."""
+        sizes: dict[str, int] = {}
+
+        def measure(value: Traced) -> None:
+            if value.result.source in known:
+                sizes[value.result.source] = value.array.nbytes
+
+        self.artifact.trace(self.inputs, measure, self.entry)
+        group: set[str] = set()
+        total = 0
+        for source, size in sizes.items():
+            if group and total + size > VALUES_AT_ONCE:
+                yield group
+                group, total = set(), 0
+            group.add(source)
+            total += size
+        if group:
+            yield group
+
+    def _artifact_values(self, wanted: set[str]) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+
+        def keep(value: Traced) -> None:
+            if value.result.source in wanted:
+                found[value.result.source] = value.array.copy()
+
+        self.artifact.trace(self.inputs, keep, self.entry)
+        return found
+
+    # --- speed and sizes ------------------------------------------------------------------------------------------------
+
+    def measure_speed(self, runs: int) -> Speed:
+        """Alternate the two, so that both see the same machine; the first run of each is not counted."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.artifact.threads)
+        sides: tuple[Callable[[], Any], ...] = (self.run_eager, lambda: self.artifact.run(self.entry, self.inputs))
+        samples: tuple[list[float], ...] = ([], [])
+        began = time.perf_counter()
+        try:
+            for number in range(runs + 1):
+                for side, times in zip(sides, samples, strict=True):
+                    start = time.perf_counter()
+                    side()
+                    times.append(time.perf_counter() - start)
+                if number >= 3 and time.perf_counter() - began > LONGEST_TIMING:
+                    break
+        finally:
+            torch.set_num_threads(before)
+        return Speed(tuple(samples[0][1:]), tuple(samples[1][1:]), self.artifact.threads)
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of weights, code and working memory of the artifact, and of the weights in PyTorch."""
+        folder = Path(self.artifact.path)
+        weights = {t.data_ptr(): t.nbytes for t in _state(self.model)}
+        return {
+            "weights": (folder / "weights.safetensors").stat().st_size,
+            "code": (folder / "code.so").stat().st_size,
+            "arena": self.artifact.memory_bytes,
+            "eager_weights": sum(weights.values()),
+        }
+
+
+def _state(model: torch.nn.Module | ExportedProgram) -> Iterator[torch.Tensor]:
+    tensors = model.state_dict.values() if isinstance(model, ExportedProgram) else model.state_dict().values()
+    return (tensor for tensor in tensors if isinstance(tensor, torch.Tensor))
+
+
+def _shown(array: np.ndarray) -> str:
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"

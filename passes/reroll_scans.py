@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
 import numpy as np
 
-from coilc.ir import Array, Graph, Value, ops
-from coilc.ir.core import Node
+from coilc.ir import Array, Graph, Value, literal, ops
+from coilc.ir.core import Node, topological_order
 
 MIN_STEPS = 3
 
@@ -114,7 +114,34 @@ def _find_template(order: Mapping[Node, int], earlier: Value, later: Value) -> _
                 heapq.heappush(heap, (-order[y.node], next(ties), x, y))
     if not template.carries:
         raise _Mismatch(later.node, "the steps do not depend on one another")
-    return template
+    return _carry_less(template, order)
+
+
+def _carry_less(template: _Template, order: Mapping[Node, int]) -> _Template:
+    """Move work that a step does on carried values alone into the step before, when fewer values are carried then.
+
+    A leaky integrator that spikes is first seen to carry its potential and its spike; it carries what the reset leaves.
+    """
+    known, early = set(template.carries), []
+    for node in sorted(template.interior, key=lambda n: order[n]):
+        moving = [v for v in node.inputs if v not in template.invariants]
+        if moving and known.issuperset(moving):
+            early.append(node)
+            known.update(node.results)
+    cuts = [_cut(template, set(early[:k])) for k in range(len(early) + 1)]
+    best = min(range(len(cuts)), key=lambda k: len(cuts[k]))
+    if best == 0:
+        return template
+    cut, late = cuts[best], template.interior.keys() - set(early[:best])
+    next_step: dict[Value, Value] = dict(template.carries) | {v: v for v in template.invariants}
+    carries = dict(zip(cut, _rebuild(list(cut), next_step), strict=True))
+    return replace(template, carries=carries, interior={n: a for n, a in template.interior.items() if n in late})
+
+
+def _cut(template: _Template, early: set[Node]) -> list[Value]:
+    """What a step would carry if ``early`` ran in the step before."""
+    late = (node for node in template.interior if node not in early)
+    return list(dict.fromkeys(v for n in late for v in n.inputs if v in template.carries or v.node in early))
 
 
 def _require_same_op(a: Value, b: Value) -> None:
@@ -215,23 +242,36 @@ def _reroll(graph: Graph, concat: Node) -> dict[Value, Value]:
     template = _find_template(order, outputs[-2], outputs[-1])
     steps = _match_steps(template, outputs)
     sequences = {leaf: _sequence(leaf, [s.sequences[leaf] for s in steps]) for leaf in template.sequences}
-    reads, consts = list(template.carries), list(template.invariants)
-    body = _body(template, reads, list(sequences), consts)
+    escapes = _escapes(graph, concat, template)
+    carried = len(template.carries) + len(escapes)
     results = ops.scan(
-        *(steps[0].carries[read] for read in reads),
+        *(steps[0].carries[read] for read in template.carries),
+        *(ops.broadcast(literal(0, v.type.dtype), dims=v.dims) for v in escapes),
         *sequences.values(),
-        *consts,
-        body=body,
-        carries=len(reads),
+        *template.invariants,
+        body=_body(template, escapes),
+        carries=carried,
         sequences=len(sequences),
         axis=0,
         reverse=False,
     )
-    stacked = _unstack(results[-1], concat.attrs["axis"])
-    peeled = outputs[: len(outputs) - len(steps)]
-    whole = ops.concat(*peeled, stacked, axis=concat.attrs["axis"]) if peeled else stacked
-    finals = zip((template.carries[read] for read in reads), results, strict=False)
-    return {Value(concat): whole} | {left: final for left, final in finals if left != template.root}
+    axis = concat.attrs["axis"]
+    peeled, stacked = outputs[: len(outputs) - len(steps)], _unstack(results[-1], axis)
+    whole = ops.concat(*peeled, stacked, axis=axis) if peeled else stacked
+    return dict(zip((*template.carries.values(), *escapes), results, strict=False)) | {Value(concat): whole}
+
+
+def _escapes(graph: Graph, concat: Node, template: _Template) -> list[Value]:
+    """Values of the last step, other than its carries, that something after the loop reads.
+
+    They leave the scan as carries that no step reads, so that only the last one is kept.
+    """
+    replaced = {concat, *(left.node for left in template.carries.values())}
+    after = topological_order([v.node for v in graph.results], leaves=lambda node: node in replaced)
+    inside = {*template.interior, *replaced}
+    used = [v for node in after if node not in inside for v in node.inputs] + list(graph.results)
+    covered = {*template.carries, *template.carries.values()}
+    return [v for v in dict.fromkeys(used) if v.node in template.interior and v not in covered]
 
 
 def _sequence(leaf: Value, actuals: Sequence[Value]) -> Value:
@@ -267,16 +307,14 @@ def _with(items: Sequence[object], index: int, item: object) -> tuple[object, ..
     return (*items[:index], item, *items[index + 1 :])
 
 
-def _body(template: _Template, reads: list[Value], sequences: list[Value], consts: list[Value]) -> Graph:
-    mapping: dict[Value, Value] = {}
-    for prefix, leaves in (("h", reads), ("x", sequences), ("c", consts)):
-        for i, leaf in enumerate(leaves):
-            mapping[leaf] = ops.input_(name=f"{prefix}{i}", type=leaf.type)
-    inputs = tuple(mapping.values())
-    roots = [template.carries[read] for read in reads] + [template.root]
-    outputs = _rebuild(roots, mapping)
-    names = [f"h{i}" for i in range(len(reads))] + ["y"]
-    return Graph("step", inputs, tuple(zip(names, outputs, strict=True)))
+def _body(template: _Template, escapes: list[Value]) -> Graph:
+    leaves = {"h": template.carries, "l": escapes, "x": template.sequences, "c": template.invariants}
+    parameters = [(f"{kind}{i}", leaf) for kind, group in leaves.items() for i, leaf in enumerate(group)]
+    inputs = [ops.input_(name=name, type=leaf.type) for name, leaf in parameters]
+    mapping = {leaf: v for (name, leaf), v in zip(parameters, inputs, strict=True) if not name.startswith("l")}
+    outputs = _rebuild([*template.carries.values(), *escapes, template.root], mapping)
+    names = [name for name, _ in parameters if name[0] in "hl"] + ["y"]
+    return Graph("step", tuple(inputs), tuple(zip(names, outputs, strict=True)))
 
 
 def _unstack(stacked: Value, axis: int) -> Value:

@@ -1,0 +1,137 @@
+"""Re-rolling: an unrolled loop becomes one scan, at any length, and computes the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from coilc.ir import Graph, Module, TensorType, Value, interpret, literal, ops, print_graph
+from coilc.ir.types import f32
+from coilc.passes.reroll_scans import Declined, reroll_scans
+from coilc.passes.unify_lengths import Length, unify_lengths
+
+B, D = 2, 3
+Cell = Callable[[Value, tuple[Value, ...]], tuple[Value, ...]]
+
+
+def parameter(name: str, *dims: int) -> Value:
+    return ops.input_(name=name, type=TensorType(f32, dims))
+
+
+def step_slice(x: Value, t: int, length: int) -> Value:
+    part = ops.slice(x, starts=(0, t, 0), stops=(B, t + 1, D), steps=(1, 1, 1))
+    return ops.reshape(part, dims=(B, D))
+
+
+def unroll(cell: Cell, length: int, carries: int, *, reverse: bool = False, skip_first: bool = False) -> Graph:
+    """``cell(x_t, (h, ...)) -> (h, ...)`` over ``x: f32[B, length, D]``; the first carry is also the output."""
+    x = parameter("x", B, length, D)
+    state = tuple(literal(np.full((B, D), 0.5 * i, np.float32)) for i in range(carries))
+    outputs = []
+    for t in reversed(range(length)) if reverse else range(length):
+        part = step_slice(x, t, length)
+        state = (ops.tanh(part), *state[1:]) if skip_first and not outputs else cell(part, state)
+        outputs.append(ops.reshape(state[0], dims=(B, 1, D)))
+    finals = tuple((f"state{i}", v) for i, v in enumerate(state))
+    return Graph("main", (x,), (("y", ops.concat(*outputs, axis=1)), *finals))
+
+
+def ema(x: Value, state: tuple[Value, ...]) -> tuple[Value, ...]:
+    return (ops.add(ops.mul(state[0], 0.9), x),)
+
+
+def lstm(x: Value, state: tuple[Value, ...]) -> tuple[Value, ...]:
+    gate = ops.sigmoid(ops.add(x, state[0]))
+    cell = ops.add(ops.mul(gate, state[1]), ops.mul(gate, ops.tanh(x)))
+    return ops.mul(gate, ops.tanh(cell)), cell
+
+
+def integrate_and_fire(x: Value, state: tuple[Value, ...]) -> tuple[Value, ...]:
+    potential = ops.add(ops.mul(state[1], 0.5), x)
+    spike = ops.cast(ops.ge(potential, 1.0), dtype=f32)
+    return spike, ops.mul(potential, ops.sub(1.0, spike))
+
+
+CELLS = {"ema": (ema, 1), "lstm": (lstm, 2), "lif": (integrate_and_fire, 2)}
+
+
+def same_numbers(before: Graph, after: Graph, length: int) -> None:
+    feed = {"x": np.random.default_rng(length).standard_normal((B, length, D)).astype(np.float32)}
+    expected, found = (interpret(Module({"main": g}), feed) for g in (before, after))
+    for name, array in expected.items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=1e-6)
+
+
+def count(graph: Graph, op: str) -> int:
+    return sum(node.op.name == op for node in graph.nodes)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("length", [3, 4, 9])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_loop_becomes_one_scan(name: str, length: int, reverse: bool) -> None:
+    cell, carries = CELLS[name]
+    before = unroll(cell, length, carries, reverse=reverse)
+    after = reroll_scans(before)
+    assert count(after, "scan") == 1
+    assert len(after.nodes) < 16, print_graph(after)
+    same_numbers(before, after, length)
+
+
+def test_first_step_that_differs_is_peeled() -> None:
+    before = unroll(lstm, 6, 2, skip_first=True)
+    after = reroll_scans(before)
+    (scan,) = (n for n in after.nodes if n.op is ops.scan)
+    assert scan.inputs[2].dims[0] == 5
+    same_numbers(before, after, 6)
+
+
+def test_stacked_cells_share_one_scan() -> None:
+    def two_layers(x: Value, state: tuple[Value, ...]) -> tuple[Value, ...]:
+        (inner,) = ema(x, state[1:])
+        return (*ema(inner, state[:1]), inner)
+
+    before = unroll(two_layers, 7, 2)
+    after = reroll_scans(before)
+    assert count(after, "scan") == 1
+    same_numbers(before, after, 7)
+
+
+def test_near_miss_names_the_node() -> None:
+    x = parameter("x", B, 5, D)
+    state, outputs = literal(np.zeros((B, D), np.float32)), []
+    for t in range(5):
+        update = ops.sin if t == 3 else ops.tanh
+        state = update(ops.add(state, step_slice(x, t, 5)))
+        outputs.append(ops.reshape(state, dims=(B, 1, D)))
+    declined: list[Declined] = []
+    graph = Graph("main", (x,), (("y", ops.concat(*outputs, axis=1)),))
+    assert reroll_scans(graph, declined) == graph
+    assert "'tanh' where the step before computes 'sin'" in declined[0].reason
+
+
+def test_independent_slices_are_not_a_loop() -> None:
+    x = parameter("x", B, 5, D)
+    parts = [ops.reshape(ops.exp(step_slice(x, t, 5)), dims=(B, 1, D)) for t in range(5)]
+    graph = Graph("main", (x,), (("y", ops.concat(*parts, axis=1)),))
+    declined: list[Declined] = []
+    assert reroll_scans(graph, declined) == graph
+    assert "do not depend on one another" in declined[0].reason
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_two_lengths_unify(name: str) -> None:
+    cell, carries = CELLS[name]
+    first, second = (reroll_scans(unroll(cell, length, carries)) for length in (7, 11))
+    graph = unify_lengths(first, second, Length("L", (1, None), 7, 11))
+    assert graph.substitute({"L": 7}) == first
+    for length in (1, 2, 12):
+        same_numbers(unroll(cell, length, carries), graph, length)
+
+
+@pytest.mark.slow
+def test_linear_time() -> None:
+    """200,000 nodes; the limit is generous because machines differ, quadratic behaviour would take hours."""
+    assert count(reroll_scans(unroll(lstm, 20_000, 2)), "scan") == 1

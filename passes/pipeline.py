@@ -9,8 +9,13 @@ from functools import partial
 from coilc.ir import CoilError, InputError, Module
 from coilc.ir import verify as promises
 
+from .canonicalise_reductions import canonicalise_reductions
 from .decompose import decompose
+from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
+from .pack_weights import pack_weights
+from .simplify import simplify
+from .sink_transposes import sink_transposes
 
 Pass = Callable[[Module], Module]
 Observer = Callable[[str, Module], None]
@@ -28,8 +33,14 @@ class Stage:
 def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns."""
     return (
-        Stage("clean", promises.any_graph, ()),
-        Stage("decompose", promises.core_or_claimed(claims), (partial(decompose, keep=claims),)),
+        Stage("clean", promises.any_graph, (fold_constants, simplify)),
+        Stage("recognise", promises.any_graph, (sink_transposes,)),
+        Stage("choose", promises.any_graph, (partial(pack_weights, panel=panel, claims=claims), sink_transposes)),
+        Stage(
+            "decompose",
+            promises.core_or_claimed(claims),
+            (partial(decompose, keep=claims), canonicalise_reductions, sink_transposes, fold_constants),
+        ),
         Stage("fuse", promises.scheduled, (fuse_groups,)),
     )
 

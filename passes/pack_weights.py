@@ -1,0 +1,120 @@
+"""Lay out the weights of matrix products for the target's kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from coilc.ir import Module, Node, Value, ops
+
+from .rewrite import on, rewrite_module
+from .trace import Declined, no
+
+
+def pack_weights(module: Module, panel: int, claims: Collection[str]) -> Module:
+    """Turn products with a weight into ``packed_matmul`` over panels of ``panel`` columns, if the target claims it.
+
+    Before::
+
+        v0: f32[64, 32] = weight(name="w", type=f32[64, 32])
+        v1: f32[B, L, 64] = linear(x, v0)
+
+    After (folding then stores the panels in the artifact)::
+
+        v0: f32[64, 32] = weight(name="w", type=f32[64, 32])
+        v1: f32[32, 64] = transpose(v0, perm=(1, 0))
+        v2: f32[2, 32, 32] = pack_panels(v1, panel=32)
+        v3: f32[B, L, 64] = packed_matmul(x, v2, columns=64)
+
+    Needs: nothing. Guarantees: f32 products with a weight on the right are packed.
+    """
+    if "packed_matmul" not in claims:
+        return module
+
+    @on("linear")
+    def linear_by_panels(node: Node) -> Value | Declined | None:
+        x, w, *bias = node.inputs
+        if reason := why_not_packed(w):
+            return no(reason)
+        product = packed(x, ops.transpose(w, perm=(1, 0)), panel)
+        return ops.add(product, *bias) if bias else product
+
+    @on("matmul")
+    def matmul_by_panels(node: Node) -> Value | Declined | None:
+        x, w = node.inputs
+        w = shared_over_batch(w)
+        if reason := why_not_packed(w):
+            return no(reason)
+        return packed(x, w, panel)
+
+    return rewrite_module(
+        module, weight_on_the_right, matmul_of_rows, linear_by_panels, matmul_by_panels, rows_of_product
+    )
+
+
+def why_not_packed(w: Value) -> str:
+    """Why ``w`` cannot be laid out at compile time; empty if it can."""
+    if not is_constant(w):
+        return "the right operand is computed by the model, not a weight"
+    if w.type.rank != 2:
+        return f"the right operand has rank {w.type.rank}"
+    return "" if w.type.dtype.name == "f32" else f"panels hold f32, the weight is {w.type.dtype}"
+
+
+def is_constant(w: Value) -> bool:
+    """A weight, perhaps transposed; folding removes the transpose."""
+    while w.op is ops.transpose:
+        (w,) = w.node.inputs
+    return w.op is ops.weight
+
+
+def shared_over_batch(w: Value) -> Value:
+    """The matrix behind a right operand that was broadcast over batch dims."""
+    matrix = w.node.inputs[0] if w.op is ops.broadcast else w
+    if matrix.op is ops.reshape and matrix.node.inputs[0].dims == w.dims[-2:]:
+        (matrix,) = matrix.node.inputs
+    return matrix if matrix.dims == w.dims[-2:] else w
+
+
+def packed(x: Value, w: Value, panel: int) -> Value:
+    """The product over panels; narrow weights get narrower panels."""
+    columns = w.dims[1]
+    assert isinstance(columns, int)
+    width = panel if columns > panel // 2 else max(panel // 2, 1)
+    result: Value = ops.packed_matmul(x, ops.pack_panels(w, panel=width), columns=columns)
+    return result
+
+
+@on("matmul")
+def weight_on_the_right(node: Node) -> Value | None:
+    """W @ x = (x' @ W')' when W is a weight and x is not"""
+    w, x = node.inputs
+    if not is_constant(shared_over_batch(w)) or is_constant(shared_over_batch(x)):
+        return None
+    swap = (*range(x.type.rank - 2), x.type.rank - 1, x.type.rank - 2)
+    product = ops.matmul(ops.transpose(x, perm=swap), ops.transpose(w, perm=swap))
+    result: Value = ops.transpose(product, perm=swap)
+    return result
+
+
+@on("matmul")
+def matmul_of_rows(node: Node) -> Value | None:
+    """A right operand that is transposed after being broadcast: broadcast it last, so that it is seen to be shared"""
+    x, w = node.inputs
+    if w.op is not ops.transpose or (inner := w.node.inputs[0]).op is not ops.broadcast:
+        return None
+    matrix, rank = inner.node.inputs[0], w.type.rank
+    if matrix.type.rank != 2 or w.node.attrs["perm"] != (*range(rank - 2), rank - 1, rank - 2):
+        return None
+    return ops.matmul(x, ops.broadcast(ops.transpose(matrix, perm=(1, 0)), dims=w.dims))
+
+
+@on("reshape")
+def rows_of_product(node: Node) -> Value | None:
+    """reshape(reshape(x) @ w) = x @ w when the reshapes only fold and unfold the rows"""
+    (product,) = node.inputs
+    if product.op is not ops.packed_matmul:
+        return None
+    rows, w = product.node.inputs
+    x = rows.node.inputs[0] if rows.op is ops.reshape else rows
+    fits = x.type.rank > 0 and x.dims[-1] == rows.dims[-1] and (*x.dims[:-1], product.dims[-1]) == node.types[0].dims
+    return ops.packed_matmul(x, w, columns=product.node.attrs["columns"]) if fits else None

@@ -1,0 +1,223 @@
+"""Move transposes and reshapes towards the outputs until they meet their inverse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from coilc.ir import Dims, Module, Node, Value, ops
+from coilc.ir.opdef import ELEMENTWISE, REDUCTION
+
+from .rewrite import Rule, on, rewrite_module
+from .simplify import RULES as IDENTITIES
+from .simplify import scalar
+from .trace import Declined, no
+
+
+def sink_transposes(module: Module) -> Module:
+    """Let ops work on the layout that their operands have in memory, and move what remains of the layout change after them.
+
+    Before::
+
+        v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))
+        v1: f32[B, 8, L] = exp(v0)
+        v2: f32[B, L, 8] = transpose(v1, perm=(0, 2, 1))
+
+    After::
+
+        v0: f32[B, L, 8] = exp(x)
+
+    Needs: nothing. Guarantees: every value is bit for bit what it was; a transpose is never added where none was.
+    """
+    return rewrite_module(module, *IDENTITIES, *RULES)
+
+
+@dataclass(frozen=True)
+class View:
+    """How an operand shows another value: ``apply(source)`` is the operand, ``undo`` brings its dims back.
+
+    Views with one ``key`` do the same to values of the same dims.
+    """
+
+    source: Value
+    apply: Callable[[Value], Value]
+    undo: Callable[[Value], Value]
+    key: tuple[object, ...]
+
+    @property
+    def transposes(self) -> bool:
+        return self.key[0] is ops.transpose
+
+
+def view_of(value: Value) -> View | None:
+    """The transpose or reshape behind an operand."""
+    if value.op is ops.transpose:
+        (source,) = value.node.inputs
+        perm = value.node.attrs["perm"]
+        return View(
+            source,
+            lambda v: ops.transpose(v, perm=perm),
+            lambda v: ops.transpose(v, perm=inverse(perm)),
+            (ops.transpose, perm),
+        )
+    if value.op is ops.reshape:
+        (source,) = value.node.inputs
+        dims, back = value.dims, source.dims
+        return View(
+            source, lambda v: ops.reshape(v, dims=dims), lambda v: ops.reshape(v, dims=back), (ops.reshape, back, dims)
+        )
+    return None
+
+
+def inverse(perm: tuple[int, ...]) -> tuple[int, ...]:
+    """The permutation that undoes ``perm``."""
+    return tuple(perm.index(axis) for axis in range(len(perm)))
+
+
+def elementwise_of_view(node: Node) -> Value | Declined | None:
+    """f(view(x), view(y), c) = view(f(x, y, c))"""
+    if ELEMENTWISE not in node.op.traits:
+        return None
+    views = [view_of(v) for v in node.inputs]
+    view = next((v for v in views if v is not None and worth_sinking(v)), None)
+    if view is None:
+        return None
+    operands = []
+    for value, own in zip(node.inputs, views, strict=True):
+        if own is not None and own.key == view.key:
+            operands.append(own.source)
+        elif is_free(value, view):
+            operands.append(view.undo(value))
+        else:
+            return no(f"operand {value.type} has another layout and would need a transpose of its own")
+    return view.apply(node.op(*operands, **node.attrs))
+
+
+def worth_sinking(view: View) -> bool:
+    """Reshaped inputs and weights stay: the reshape costs nothing there and other readers may want it."""
+    return view.transposes or view.source.op not in (ops.input_, ops.weight, ops.constant)
+
+
+def is_free(value: Value, view: View) -> bool:
+    """Whether ``value`` can be had in the layout of ``view.source`` without moving a whole tensor."""
+    if scalar(value) is not None:
+        return True
+    if view.transposes:
+        return value.op in (ops.broadcast, ops.weight, ops.constant, ops.iota)
+    return value.op is ops.broadcast and keeps_last_axis(value, view.source.dims)
+
+
+def keeps_last_axis(value: Value, dims: Dims) -> bool:
+    """A vector along the last axis, which a reshape of the other axes leaves alone."""
+    (inner,) = value.node.inputs
+    return inner.type.rank <= 1 and bool(dims) and value.dims[-1:] == dims[-1:]
+
+
+@on("slice")
+def slice_of_transpose(node: Node) -> Value | None:
+    """slice(transpose(x)) = transpose(slice(x))"""
+    return under_transpose(node, "starts", "stops", "steps")
+
+
+@on("pad")
+def pad_of_transpose(node: Node) -> Value | None:
+    """pad(transpose(x)) = transpose(pad(x))"""
+    return under_transpose(node, "low", "high")
+
+
+def under_transpose(node: Node, *per_axis: str) -> Value | None:
+    """Apply an op with one attribute entry per axis below the transpose."""
+    (x,) = node.inputs
+    if x.op is not ops.transpose:
+        return None
+    perm = x.node.attrs["perm"]
+    moved = {name: tuple(node.attrs[name][i] for i in inverse(perm)) for name in per_axis}
+    result: Value = ops.transpose(node.op(x.node.inputs[0], **{**node.attrs, **moved}), perm=perm)
+    return result
+
+
+@on("flip")
+def flip_of_transpose(node: Node) -> Value | None:
+    """flip(transpose(x)) = transpose(flip(x))"""
+    (x,) = node.inputs
+    if x.op is not ops.transpose:
+        return None
+    perm = x.node.attrs["perm"]
+    axes = tuple(sorted(perm[axis] for axis in node.attrs["axes"]))
+    result: Value = ops.transpose(ops.flip(x.node.inputs[0], axes=axes), perm=perm)
+    return result
+
+
+@on("concat")
+def concat_of_transposes(node: Node) -> Value | None:
+    """concat(transpose(x), transpose(y)) = transpose(concat(x, y))"""
+    if any(v.op is not ops.transpose for v in node.inputs):
+        return None
+    perms = {v.node.attrs["perm"] for v in node.inputs}
+    if len(perms) > 1:
+        return None
+    (perm,) = perms
+    joined = ops.concat(*(v.node.inputs[0] for v in node.inputs), axis=perm[node.attrs["axis"]])
+    result: Value = ops.transpose(joined, perm=perm)
+    return result
+
+
+def reduction_of_transpose(node: Node) -> Value | None:
+    """sum(transpose(x), axes) = transpose(sum(x, moved axes))"""
+    if REDUCTION not in node.op.traits or not node.attrs["keepdims"] or node.inputs[0].op is not ops.transpose:
+        return None
+    transposed = node.inputs[0].node
+    perm = transposed.attrs["perm"]
+    axes = tuple(sorted(perm[axis] for axis in node.attrs["axes"]))
+    result: Value = ops.transpose(node.op(transposed.inputs[0], **{**node.attrs, "axes": axes}), perm=perm)
+    return result
+
+
+@on("softmax", "log_softmax", "cumsum", "cumprod")
+def along_axis_of_transpose(node: Node) -> Value | None:
+    """cumsum(transpose(x), axis) = transpose(cumsum(x, moved axis))"""
+    (x,) = node.inputs
+    if x.op is not ops.transpose:
+        return None
+    perm = x.node.attrs["perm"]
+    moved = {**node.attrs, "axis": perm[node.attrs["axis"]]}
+    result: Value = ops.transpose(node.op(x.node.inputs[0], **moved), perm=perm)
+    return result
+
+
+@on("linear", "packed_matmul", "rms_norm", "layer_norm")
+def last_axis_of_transpose(node: Node) -> Value | None:
+    """linear(transpose(x)) = transpose(linear(x)) when the last axis stays last"""
+    x, *rest = node.inputs
+    if x.op is not ops.transpose or x.node.attrs["perm"][-1] != x.type.rank - 1:
+        return None
+    perm = x.node.attrs["perm"]
+    result: Value = ops.transpose(node.op(x.node.inputs[0], *rest, **node.attrs), perm=perm)
+    return result
+
+
+@on("reshape")
+def unit_dims_of_transpose(node: Node) -> Value | None:
+    """reshape(transpose(x)) = transpose(reshape(x)) when the reshape only adds or drops dims of extent 1"""
+    (x,) = node.inputs
+    dims = node.types[0].dims
+    if x.op is not ops.transpose or [n for n in x.dims if n != 1] != [n for n in dims if n != 1]:
+        return None
+    (source,) = x.node.inputs
+    order = [axis for axis in x.node.attrs["perm"] if source.dims[axis] != 1]
+    places = [axis for axis, n in enumerate(dims) if n != 1]
+    ranked = sorted(range(len(order)), key=order.__getitem__)  # long axes of the result, in the source's order
+    below = list(dims)
+    for place, rank in zip(places, ranked, strict=True):
+        below[place] = dims[places[rank]]
+    perm = list(range(len(dims)))
+    for position, rank in enumerate(ranked):
+        perm[places[rank]] = places[position]
+    moved = ops.transpose(ops.reshape(source, dims=tuple(below)), perm=tuple(perm))
+    return moved if moved.dims == dims else None
+
+
+RULES: tuple[Rule, ...] = (
+    slice_of_transpose, pad_of_transpose, flip_of_transpose, concat_of_transposes, along_axis_of_transpose,
+    last_axis_of_transpose, unit_dims_of_transpose, reduction_of_transpose, elementwise_of_view,
+)  # fmt: skip

@@ -13,6 +13,7 @@ from .canonicalise_reductions import canonicalise_reductions
 from .decompose import decompose
 from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
+from .lower_complex import lower_complex
 from .pack_weights import pack_weights
 from .simplify import simplify
 from .sink_transposes import sink_transposes
@@ -35,7 +36,11 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
     return (
         Stage("clean", promises.any_graph, (fold_constants, simplify)),
         Stage("recognise", promises.any_graph, (sink_transposes,)),
-        Stage("choose", promises.any_graph, (partial(pack_weights, panel=panel, claims=claims), sink_transposes)),
+        Stage(
+            "choose",
+            promises.any_graph,
+            (lower_complex, partial(pack_weights, panel=panel, claims=claims), sink_transposes),
+        ),
         Stage(
             "decompose",
             promises.core_or_claimed(claims),

@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from . import dims as d
-from .location import Location, current_location
+from .location import Location, at, current_location
 from .types import TensorType, dtype_of, type_of
 
 if TYPE_CHECKING:
@@ -69,6 +69,15 @@ class Node:
             node.location = current_location()
             Node._interned[key] = node
         return node
+
+    @staticmethod
+    def forget_all() -> None:
+        """Share no node built so far with nodes built from now on.
+
+        A frontend calls this when it starts, so that a model's nodes do not carry the locations of another model that
+        happens to compute the same. Existing graphs stay valid.
+        """
+        Node._interned.clear()
 
     @property
     def results(self) -> tuple[Value, ...]:
@@ -168,7 +177,8 @@ class Graph:
         mapping: dict[Value, Value] = {}
         for node in self.nodes:
             attrs = {name: substitute_attr(value, bindings) for name, value in node.attrs.items()}
-            rebuilt = Node.make(node.op, tuple(mapping[v] for v in node.inputs), attrs)
+            with at(node.location):
+                rebuilt = Node.make(node.op, tuple(mapping[v] for v in node.inputs), attrs)
             mapping.update(zip(node.results, rebuilt.results, strict=True))
         kept = tuple((name, limits) for name, limits in self.symbols if name not in bindings)
         outputs = tuple((name, mapping[v]) for name, v in self.outputs)

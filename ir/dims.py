@@ -9,8 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import reduce
-from math import prod
+from math import gcd, inf
 from typing import TypeAlias
 
 from .errors import ParseError
@@ -54,14 +53,16 @@ class SymDim:
     __radd__, __rmul__ = __add__, __mul__
 
     def __floordiv__(self, divisor: int) -> Dim:
-        """Floor division by a positive constant; whole multiples leave the quotient, ``(64*a + r)//64 = a + r//64``."""
+        """Floor division by a positive constant.
+
+        Whole multiples leave the quotient, ``(65*L + 130)//64 == L + 2 + (L + 2)//64``; common factors cancel,
+        ``(2*L)//4 == L//2``; nested divisions join, ``(L//2)//2 == L//4``.
+        """
         if not isinstance(divisor, int) or divisor <= 0:
             raise ParseError(f"a dimension can only be divided by a positive integer, not by {divisor}")
-        whole = _build((m, f // divisor) for m, f in self.terms if m and f % divisor == 0)
-        rest = _build((m, f) for m, f in self.terms if not m or f % divisor)
-        if isinstance(rest, int):
-            return whole + rest // divisor
-        return whole + SymDim((((Quotient(rest, divisor),), 1),))
+        whole = _build((m, f // divisor) for m, f in self.terms)
+        rest = _build((m, f % divisor) for m, f in self.terms)
+        return whole + (rest // divisor if isinstance(rest, int) else _quotient(rest, divisor))
 
     def __mod__(self, divisor: int) -> Dim:
         return self - (self // divisor) * divisor
@@ -78,6 +79,20 @@ Dims: TypeAlias = tuple[Dim, ...]
 
 def _terms(dim: Dim) -> Iterable[tuple[Monomial, int]]:
     return dim.terms if isinstance(dim, SymDim) else (((), dim),)
+
+
+def _quotient(numerator: SymDim, divisor: int) -> Dim:
+    """``numerator // divisor`` as an atom in lowest terms."""
+    common = gcd(divisor, *(factor for _, factor in numerator.terms))
+    atoms = [m for m, _ in numerator.terms if m]
+    numerator, divisor = SymDim(tuple((m, f // common) for m, f in numerator.terms)), divisor // common
+    if divisor == 1:
+        return numerator
+    match atoms:
+        case [(Quotient() as inner,)] if numerator.terms[0][1] == 1:
+            offset = _build(t for t in numerator.terms if not t[0])
+            return (inner.numerator + offset * inner.divisor) // (inner.divisor * divisor)
+    return SymDim((((Quotient(numerator, divisor),), 1),))
 
 
 def _order(monomial: Monomial) -> tuple[int, tuple[str, ...]]:
@@ -128,7 +143,7 @@ _BINARY: dict[type[ast.operator], Callable[[Dim, Dim], Dim]] = {
 def dim_from_ast(tree: ast.expr) -> Dim:
     """The dimension that a Python expression denotes."""
     match tree:
-        case ast.Constant(value=int(value)):
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
             return value
         case ast.Name(id=name):
             return symbol(name)
@@ -157,8 +172,10 @@ def substitute(dim: Dim, bindings: Mapping[str, Dim]) -> Dim:
             return substitute(atom.numerator, bindings) // atom.divisor
         return bindings.get(atom, symbol(atom))
 
-    start: Dim = 0
-    return sum((reduce(lambda a, b: a * b, map(atom_value, m), f) for m, f in _terms(dim)), start)
+    total: Dim = 0
+    for monomial, factor in _terms(dim):
+        total = total + size((factor, *map(atom_value, monomial)))
+    return total
 
 
 def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
@@ -175,8 +192,10 @@ def evaluate(dim: Dim, bindings: Mapping[str, int]) -> int:
 
 def size(dims: Iterable[Dim]) -> Dim:
     """Number of elements: the product of ``dims``."""
-    one: Dim = 1
-    return reduce(lambda a, b: a * b, dims, one)
+    result: Dim = 1
+    for dim in dims:
+        result = result * dim
+    return result
 
 
 def divide_exactly(dividend: Dim, divisor: Dim) -> Dim | None:
@@ -202,24 +221,43 @@ def divide_exactly(dividend: Dim, divisor: Dim) -> Dim | None:
 def bounds(dim: Dim, ranges: Mapping[str, tuple[int, int | None]]) -> tuple[int, int | None]:
     """Smallest and largest value of ``dim`` when each symbol stays in its (inclusive) range; ``None`` is unbounded.
 
-    Terms are bounded one by one, so the result encloses the true range.
+    A symbol without a range is at least 0. Terms are bounded one by one, so the result encloses the true range; what
+    has no lower bound gets ``-2**62``.
     """
+    low, high = _interval(dim, ranges)
+    return (int(low) if low > -inf else -(2**62)), (int(high) if high < inf else None)
 
-    def atom_bounds(atom: Atom) -> tuple[int, int | None]:
-        if isinstance(atom, str):
-            return ranges.get(atom, (0, None))
-        low, high = bounds(atom.numerator, ranges)
-        return low // atom.divisor, None if high is None else high // atom.divisor
 
-    total_low, total_high = 0, 0
-    unbounded_low = unbounded_high = False
+def _interval(dim: Dim, ranges: Mapping[str, tuple[int, int | None]]) -> tuple[float, float]:
+    """``bounds`` with infinities, which are floats; what is finite stays an exact ``int``."""
+    low: float = 0
+    high: float = 0
     for monomial, factor in _terms(dim):
-        parts = [atom_bounds(atom) for atom in monomial]
-        low = prod(p[0] for p in parts)
-        high = None if any(p[1] is None for p in parts) else prod(p[1] or 0 for p in parts)
-        small, large = (low, high) if factor > 0 else (high, low)
-        unbounded_low |= small is None
-        unbounded_high |= large is None
-        total_low += (small or 0) * factor
-        total_high += (large or 0) * factor
-    return (-(2**62) if unbounded_low else total_low), (None if unbounded_high else total_high)
+        term: tuple[float, float] = (factor, factor)
+        for atom in monomial:
+            corners = [a * b if a and b else 0 for a in term for b in _atom_interval(atom, ranges)]
+            term = min(corners), max(corners)
+        low, high = low + term[0], high + term[1]
+    return low, high
+
+
+def _atom_interval(atom: Atom, ranges: Mapping[str, tuple[int, int | None]]) -> tuple[float, float]:
+    if isinstance(atom, str):
+        low, high = ranges.get(atom, (0, None))
+        return low, inf if high is None else high
+    ends = _interval(atom.numerator, ranges)
+    return tuple(end if abs(end) == inf else end // atom.divisor for end in ends)  # type: ignore[return-value]
+
+
+def solve(dim: Dim, value: int) -> tuple[str, int] | None:
+    """The one symbol of ``dim`` and what it must be for ``dim`` to equal ``value``.
+
+    ``None`` when ``dim`` is not of the form ``a*S + b``, or no integer fits.
+    """
+    if not isinstance(dim, SymDim) or len(set(symbols(dim))) != 1:
+        return None
+    (monomial, factor), *rest = dim.terms
+    if len(monomial) != 1 or not isinstance(monomial[0], str) or any(m for m, _ in rest):
+        return None
+    left = value - sum(f for _, f in rest)
+    return (monomial[0], left // factor) if left % factor == 0 else None

@@ -40,13 +40,13 @@ def interpret(
         InputError: an input is missing or does not fit its type.
     """
     graph = module.entries[entry]
-    for value in graph.inputs:
-        if value.node.attrs["name"] not in inputs:
-            raise InputError(f"input '{value.node.attrs['name']}' of entry '{entry}' is missing")
-    arrays = [np.asarray(inputs[v.node.attrs["name"]]) for v in graph.inputs]
+    arrays = [_input_array(value, inputs, wide) for value in graph.inputs]
     bindings = bind_symbols(
         {v.node.attrs["name"]: (v.type, a.shape) for v, a in zip(graph.inputs, arrays, strict=True)}
     )
+    for name, (low, high) in graph.symbols:
+        if name in bindings and not low <= bindings[name] <= (high or bindings[name]):
+            raise InputError(f"{name} is {bindings[name]}; the model takes {low} to {high or 'any'}")
     token = _WIDE.set(wide)
     try:
         results = _Run(bindings, module.weights, observe).graph(graph, arrays)
@@ -70,17 +70,32 @@ def bind_symbols(shapes: Mapping[str, tuple[TensorType, Sequence[int]]]) -> dict
     for name, (type_, shape) in shapes.items():
         if len(shape) != type_.rank:
             raise InputError(f"input '{name}' has rank {len(shape)}; the model takes {type_}")
-        for dim, extent in zip(type_.dims, shape, strict=True):
-            names = set(d.symbols(dim))
-            if isinstance(dim, d.SymDim) and dim == d.symbol(next(iter(names))):
-                bindings.setdefault(next(iter(names)), extent)
+    extents = [pair for type_, shape in shapes.values() for pair in zip(type_.dims, shape, strict=True)]
+    for dim, extent in extents * 2:  # the second time, symbols found in other inputs are known
+        found = d.solve(d.substitute(dim, bindings), extent)
+        if found:
+            bindings.setdefault(*found)
     for name, (type_, shape) in shapes.items():
         for axis, (dim, extent) in enumerate(zip(type_.dims, shape, strict=True)):
-            if set(d.symbols(dim)) <= set(bindings) and d.evaluate(dim, bindings) != extent:
-                raise InputError(
-                    f"input '{name}' has {extent} at axis {axis}; {type_} needs {d.evaluate(dim, bindings)}"
-                )
+            if d.substitute(dim, bindings) != extent:
+                raise InputError(f"input '{name}' has {extent} at axis {axis}; {type_} needs {_needed(dim, bindings)}")
     return bindings
+
+
+def _needed(dim: d.Dim, bindings: Mapping[str, int]) -> str:
+    known = ", ".join(f"{name} = {bindings[name]}" for name in sorted(set(d.symbols(dim))) if name in bindings)
+    return f"{dim}" + (f" with {known}" if known else "")
+
+
+def _input_array(value: Value, inputs: Mapping[str, np.ndarray], wide: bool) -> np.ndarray:
+    name, wanted = value.node.attrs["name"], value.type.dtype
+    if name not in inputs:
+        raise InputError(f"input '{name}' is missing; the graph takes {value.type}")
+    array = np.asarray(inputs[name])
+    fits = array.dtype == wanted.numpy or (wide and array.dtype in (np.float64, np.complex128) and wanted in _WIDER)
+    if not fits:
+        raise InputError(f"input '{name}' is {array.dtype}; the graph takes {value.type}")
+    return array
 
 
 class _Run:

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .core import Array, Node, Value
+from . import dims as d
+from .core import Array, Graph, Node, Value
 from .errors import CoilError, TypeRuleError
 from .types import DType, TensorType
 
@@ -98,9 +99,21 @@ class OpDef:
             result = self.infer(*types, **attrs)
         except CoilError as error:
             raise TypeRuleError(f"{self._call(types)}: {error.message}", error.location) from None
-        except TypeError as error:
-            raise TypeRuleError(f"{self._call(types)}: wrong operands or attributes ({error})") from None
+        except TypeError:
+            raise TypeRuleError(
+                f"{self._call(types)}: does not fit {self.usage}; given {dict(attrs) or 'no attributes'}"
+            ) from None
         return result if isinstance(result, tuple) else (result,)
+
+    @property
+    def usage(self) -> str:
+        """The op's operands and attributes, ``sum(x, axes, keepdims=False)``."""
+        parts = []
+        for name, parameter in inspect.signature(self.infer).parameters.items():
+            star = "*" if parameter.kind is inspect.Parameter.VAR_POSITIONAL else ""
+            default = "" if parameter.default is inspect.Parameter.empty else f"={parameter.default!r}"
+            parts.append(f"{star}{name}{default}")
+        return f"{self.name}({', '.join(parts)})"
 
     def _call(self, types: tuple[TensorType, ...]) -> str:
         return f"{self.name}({', '.join(map(str, types))})"
@@ -110,6 +123,7 @@ class OpDef:
         defaults = {n: p.default for n, p in self.attributes.items() if p.default is not inspect.Parameter.empty}
         given = defaults | attrs
         ordered = {name: given.pop(name) for name in self.attributes if name in given} | given
+        ordered = {name: _canonical(name, value) for name, value in ordered.items()}
         operands = self._broadcast(inputs) if ELEMENTWISE in self.traits else inputs
         return Node.make(self, tuple(v if isinstance(v, Value) else literal(v) for v in operands), ordered)
 
@@ -126,6 +140,17 @@ class OpDef:
 
     def __repr__(self) -> str:
         return f"<op {self.name}>"
+
+
+def _canonical(name: str, value: Any) -> Any:
+    """Lists become tuples and NumPy numbers Python's, so that equal attributes are equal and all of them print."""
+    if isinstance(value, tuple | list):
+        return tuple(_canonical(name, item) for item in value)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, int | float | str | d.SymDim | DType | TensorType | Graph | Array | None):
+        raise TypeRuleError(f"attribute '{name}' cannot hold a {type(value).__name__}")
+    return value
 
 
 OPS: dict[str, OpDef] = {}

@@ -6,6 +6,7 @@ import ast
 import math
 import re
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class _Printer:
         self.locations, self.indent = locations, indent + "    "
         self.names: dict[Value, str] = {v: v.node.attrs["name"] for v in graph.inputs}
         self.bodies: dict[Graph, str] = {}
+        taken = set(self.names.values())
+        self.fresh = (name for name in map("v{}".format, count()) if name not in taken)
         self.lines = [indent + self.header(graph)]
         for node in graph.nodes:
             if node.results[0] not in self.names:
@@ -52,8 +55,7 @@ class _Printer:
         for value in node.attrs.values():
             if isinstance(value, Graph) and value not in self.bodies:
                 self.body(value)
-        first = sum(1 for v in self.names if v.node.op.name != "input")
-        targets = [f"v{first + i}" for i in range(len(node.types))]
+        targets = [next(self.fresh) for _ in node.types]
         self.names.update(zip(node.results, targets, strict=True))
         left = f"{targets[0]}: {node.types[0]}" if len(targets) == 1 else ", ".join(targets)
         arguments = [self.names[v] for v in node.inputs]
@@ -62,7 +64,7 @@ class _Printer:
         self.lines.append(f"{self.indent}{left} = {node.op.name}({', '.join(arguments)}){comment}")
 
     def body(self, graph: Graph) -> None:
-        self.bodies[graph] = f"{graph.name}{len(self.bodies)}"
+        self.bodies[graph] = f"{graph.name}_{len(self.bodies)}"
         inner = _Printer(graph, self.locations, self.indent)
         inner.lines[0] = inner.lines[0].replace(f"def {graph.name}(", f"def {self.bodies[graph]}(", 1)
         self.lines += inner.lines
@@ -109,7 +111,10 @@ def parse_graphs(text: str) -> tuple[Graph, ...]:
 
 def parse_type(text: str) -> TensorType:
     """Read a tensor type, ``f32[B, L, 16]``."""
-    return _type(ast.parse(text, mode="eval").body)
+    try:
+        return _type(ast.parse(text, mode="eval").body)
+    except SyntaxError:
+        raise ParseError(f"expected a type such as f32[B, 4], found '{text}'") from None
 
 
 def _expect(node: ast.AST, kind: type, what: str) -> Any:
@@ -140,43 +145,59 @@ class _Parser:
     def function(self, tree: ast.FunctionDef) -> Graph:
         for parameter in tree.args.args:
             annotation = parameter.annotation or parameter
-            self.values[parameter.arg] = OPS["input"](name=parameter.arg, type=_type(annotation))
+            self.define(parameter, parameter.arg, OPS["input"](name=parameter.arg, type=_type(annotation)))
         inputs = tuple(self.values.values())
         symbols = tuple((p.arg, self.range(p.annotation or p)) for p in tree.args.kwonlyargs)
         for statement in tree.body[:-1]:
             self.statement(statement)
         last = _expect(tree.body[-1], ast.Return, "'return {...}' at the end")
-        mapping = _expect(last.value, ast.Dict, "a dict from output name to value")
+        mapping = _expect(last.value or last, ast.Dict, "a dict from output name to value")
         outputs = tuple(
-            (str(ast.literal_eval(key)), self.value(item))
-            for key, item in zip(mapping.keys, mapping.values, strict=True)
+            (self.text(k or mapping), self.value(v)) for k, v in zip(mapping.keys, mapping.values, strict=True)
         )
         return Graph(tree.name, inputs, outputs, symbols)
 
+    def define(self, tree: ast.AST, name: str, value: Value) -> None:
+        if name in self.values:
+            raise _error(tree, f"'{name}' is defined twice")
+        self.values[name] = value
+
+    def text(self, tree: ast.AST) -> str:
+        match tree:
+            case ast.Constant(value=str(text)):
+                return text
+        raise _error(tree, f"expected an output name in quotes, found '{ast.unparse(tree)}'")
+
     def range(self, tree: ast.AST) -> tuple[int, int | None]:
         match tree:
-            case ast.Subscript(value=ast.Name(id="dim"), slice=ast.Slice(lower=ast.Constant(value=low), upper=high)):
-                return low, None if high is None else int(ast.literal_eval(high))
+            case ast.Subscript(
+                value=ast.Name(id="dim"),
+                slice=ast.Slice(
+                    lower=ast.Constant(value=int(low)), upper=None | ast.Constant(value=int()) as high, step=None
+                ),
+            ):
+                return low, int(ast.literal_eval(high)) if high else None
         raise _error(tree, f"expected a range such as dim[1:64], found '{ast.unparse(tree)}'")
 
     def statement(self, tree: ast.stmt) -> None:
         match tree:
             case ast.FunctionDef(name=name):
                 body = _Parser(self.lines, self.bodies).function(tree)
-                bare = re.sub(r"\d+$", "", name)
+                bare = re.sub(r"_\d+$", "", name)
                 self.bodies[name] = Graph(bare, body.inputs, body.outputs, body.symbols)
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.Call() as call):
-                (value,) = self.call(call)
+                value, *more = self.call(call)
+                if more:
+                    raise _error(call, f"{len(more) + 1} results for 1 name")
                 if value.type != _type(annotation):
                     raise _error(annotation, f"{name} has type {value.type}, not {ast.unparse(annotation)}")
-                self.values[name] = value
+                self.define(tree, name, value)
             case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Call() as call):
                 results = self.call(call)
                 if len(names) != len(results):
                     raise _error(call, f"{len(results)} results for {len(names)} names")
-                self.values.update({_expect(n, ast.Name, "a name").id: v for n, v in zip(names, results, strict=True)})
-            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
-                (self.values[name],) = self.call(call)
+                for target, value in zip(names, results, strict=True):
+                    self.define(target, _expect(target, ast.Name, "a name").id, value)
             case _:
                 raise _error(tree, f"expected 'name: type = op(...)', found '{ast.unparse(tree)}'")
 
@@ -205,7 +226,7 @@ class _Parser:
                 return tuple(map(self.attribute, items))
             case ast.Constant(value=value):
                 return value
-            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=value)):
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int(value) | float(value))):
                 return -value
             case ast.Name(id="inf" | "nan" as name) | ast.UnaryOp(op=ast.USub(), operand=ast.Name(id="inf" as name)):
                 return -math.inf if isinstance(tree, ast.UnaryOp) else getattr(math, name)

@@ -42,7 +42,7 @@ def _attention_reference(q: Any, k: Any, v: Any, *mask: Any, scale: float | None
     k, v = (np.repeat(m, q.shape[1] // m.shape[1], axis=1) for m in (k, v))
     scores = np.einsum("bhle,bhse->bhls", q, k) * (scale or 1 / math.sqrt(q.shape[3]))
     if causal:
-        scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
+        scores = np.where(np.tri(*scores.shape[2:], dtype=np.bool_), scores, -np.inf)
     for m in mask:
         scores = np.where(m, scores, -np.inf) if m.dtype == bool else scores + m
     largest = np.max(scores, -1, keepdims=True)
@@ -56,7 +56,7 @@ def _attention_by_matmul(q: Value, k: Value, v: Value, *mask: Value, scale: floa
     batch, heads, length, size = q.dims
     groups, extent = k.dims[1:3]
     rows = r.divided("H and G", heads, groups) * length
-    factor = 1 / math.sqrt(int(str(size))) if scale is None else scale
+    factor = 1 / math.sqrt(r.known("E", size)[0]) if scale is None else scale
     folded = reshape(mul(q, factor), dims=(batch, groups, rows, size))
     scores = reshape(matmul(folded, transpose(k, perm=(0, 1, 3, 2))), dims=(batch, heads, length, extent))
     if causal:

@@ -35,12 +35,18 @@ def _windows(extents: d.Dims, window: Ints, strides: Ints, padding: Pairs, dilat
 def _taps(x: Any, window: Ints, strides: Ints, padding: Pairs, dilation: Ints, fill: Any) -> Iterator[tuple[Ints, Any]]:
     """Each place in the window, with the elements that all windows see there."""
     lead = x.ndim - len(window)
-    counts = _windows(x.shape[lead:], window, strides, padding, dilation)
+    counts = r.known("extents", *_windows(x.shape[lead:], window, strides, padding, dilation))
     padded = np.pad(x, ((0, 0),) * lead + tuple(padding), constant_values=fill)
     for tap in np.ndindex(*window):
         starts = [t * step for t, step in zip(tap, dilation, strict=True)]
         places = zip(starts, strides, counts, strict=True)
-        yield tap, padded[(..., *(np.s_[at : at + (int(n) - 1) * stride + 1 : stride] for at, stride, n in places))]
+        yield tap, _at(padded, *(np.s_[at : at + n * stride : stride] for at, stride, n in places))
+
+
+def _at(array: Any, *places: Any) -> Any:
+    """The view at ``places`` of the trailing axes."""
+    index = (Ellipsis, *places)
+    return array[index]
 
 
 def _conv(
@@ -54,21 +60,15 @@ def _conv(
     inner = r.divided("C and groups", x.dims[1], groups)
     r.divided("O and groups", w.dims[0], groups)
     r.require(inner == w.dims[1], f"w takes {w.dims[1]} channels per group, x has {inner}")
-    window = _known("w's kernel", w.dims[2:])
+    window = r.known("w's kernel", *w.dims[2:])
     return x.with_dims((x.dims[0], w.dims[0], *_windows(x.dims[2:], window, strides, padding, dilation)))
-
-
-def _known(what: str, dims: d.Dims) -> Ints:
-    sizes = tuple(dim for dim in dims if isinstance(dim, int))
-    r.require(len(sizes) == len(dims), f"{what} must have known extents, not {r.show(dims)}")
-    return sizes
 
 
 def _conv_reference(x: Any, w: Any, *, strides: Ints, padding: Pairs, dilation: Ints, groups: int) -> Any:
     result: Any = 0
     for tap, seen in _taps(x, w.shape[2:], strides, padding, dilation, 0):
         grouped = seen.reshape(x.shape[0], groups, -1, *seen.shape[2:])
-        weights = w[(..., *tap)].reshape(groups, -1, w.shape[1])
+        weights = _at(w, *tap).reshape(groups, -1, w.shape[1])
         result = result + np.einsum("bgc...,goc->bgo...", grouped, weights)
     return result.reshape(x.shape[0], w.shape[0], *result.shape[3:])
 
@@ -119,7 +119,7 @@ def _conv_transpose(
     r.same_dtype(x, w)
     r.require(x.rank == w.rank >= 3 and x.dims[1] == w.dims[0], f"w must be [{x.dims[1]}, O/groups, *K]")
     r.divided("C and groups", x.dims[1], groups)
-    window = _known("w's kernel", w.dims[2:])
+    window = r.known("w's kernel", *w.dims[2:])
     rows = zip(x.dims[2:], window, strides, padding, output_padding, dilation, strict=True)
     extents = tuple((n - 1) * s - lo - hi + step * (k - 1) + extra + 1 for n, k, s, (lo, hi), extra, step in rows)
     return x.with_dims((x.dims[0], w.dims[1] * groups, *extents))
@@ -137,12 +137,12 @@ def _conv_transpose_reference(x: Any, w: Any, **attrs: Any) -> Any:
     result = np.zeros((x.shape[0], groups, w.shape[1], *full), x.dtype)
     grouped = x.reshape(x.shape[0], groups, -1, *x.shape[2:])
     for tap in np.ndindex(*w.shape[2:]):
-        weights = w[(..., *tap)].reshape(groups, -1, w.shape[1])
+        weights = _at(w, *tap).reshape(groups, -1, w.shape[1])
         rows = zip(tap, dilation, x.shape[2:], strides, strict=True)
-        places = (np.s_[t * step : t * step + (n - 1) * s + 1 : s] for t, step, n, s in rows)
-        result[(..., *places)] += np.einsum("bgc...,gco->bgo...", grouped, weights)
+        reached = _at(result, *(np.s_[t * step : t * step + n * s : s] for t, step, n, s in rows))
+        reached += np.einsum("bgc...,gco->bgo...", grouped, weights)
     kept = (np.s_[lo : n - hi] for (lo, hi), n in zip(padding, full, strict=True))
-    return result.reshape(x.shape[0], -1, *full)[(..., *kept)]
+    return _at(result.reshape(x.shape[0], -1, *full), *kept)
 
 
 def _transpose_by_conv(
@@ -150,7 +150,7 @@ def _transpose_by_conv(
 ) -> Value:
     """Spread x with zeros between, then convolve with the reversed kernel."""
     space = range(2, x.type.rank)
-    spans = [step * (int(str(k)) - 1) for step, k in zip(dilation, w.dims[2:], strict=True)]
+    spans = [step * (k - 1) for step, k in zip(dilation, r.known("w's kernel", *w.dims[2:]), strict=True)]
     edges = [
         (span - lo, span - hi + extra) for span, (lo, hi), extra in zip(spans, padding, output_padding, strict=True)
     ]

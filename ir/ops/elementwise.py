@@ -39,7 +39,7 @@ def _refused(kinds: frozenset[Kind], arity: int) -> tuple[BadExample, ...]:
     wrong = [BadExample((f"{_SAMPLE[outside[0]]}[3]",) * arity, {}, "cast first")] if outside else []
     good = _SAMPLE[sorted(kinds)[0]]
     differ = BadExample((f"{good}[3]", f"{good}[4]"), {}, "do not broadcast together")
-    extra = BadExample((f"{good}[3]", f"{good}[3]"), {}, "2 operands where 1")
+    extra = BadExample((f"{good}[3]", f"{good}[3]"), {}, "takes 1, not 2 operands")
     mixed = BadExample((f"{good}[3]", f"{_OTHER[good]}[3]"), {}, "cast")
     return (*wrong, differ, mixed) if arity == 2 else (*wrong, extra)
 
@@ -57,8 +57,7 @@ def _op(
     traits: frozenset[str] = frozenset(),
 ) -> OpDef:
     def infer(*operands: TensorType) -> TensorType:
-        if len(operands) != arity:
-            raise TypeError(f"{len(operands)} operands where {arity} are needed")
+        r.require(len(operands) == arity, f"takes {arity}, not {len(operands)} operands")
         r.of_kind(kinds, *operands)
         first = r.same_type(*operands)
         return first.with_dtype(result(first.dtype))

@@ -52,11 +52,11 @@ def _rows_matmul(x: Value, w: Value) -> Value:
 
 
 def _packed_type(x: TensorType, w: TensorType, *, columns: int) -> TensorType:
-    panels, inner, panel = r.ranked("w", w, ("panels", "K", "panel"))
+    panels, inner, width = r.ranked("w", w, ("panels", "K", "panel"))
+    (panel,) = r.known("the panel", width)
     r.same_dtype(x, w)
     r.require(x.rank >= 1 and x.dims[-1] == inner, f"x {r.show(x.dims)} must end in {inner} features")
-    fits = (panels - 1) * panel < columns <= panels * panel
-    r.require(fits, f"{columns} columns do not fill {panels} panels of {panel}")
+    r.require(panels == (columns + panel - 1) // panel, f"{columns} columns do not fill {panels} panels of {panel}")
     return x.with_dims((*x.dims[:-1], columns))
 
 

@@ -59,7 +59,7 @@ def _loop(*arrays: Any, body: Graph, carries: int, sequences: int, axis: int, re
         state, outputs[t] = results[:carries], results[carries:]
     if not outputs:
         types = [_stacked(v.type, axis, 0) for v in body.results[carries:]]
-        return (*state, *(np.empty(t.dims, t.dtype.numpy) for t in types))
+        return (*state, *(np.empty(r.known("dims", *t.dims), t.dtype.numpy) for t in types))
     return (*state, *(np.stack(ys, axis) for ys in zip(*outputs, strict=True)))
 
 
@@ -282,7 +282,7 @@ def _causal_conv1d(
     r.of_kind(r.FLOAT, x)
     batch, _, channels = r.ranked("x", x, "BLD")
     taps = r.ranked("w", w, "KD")[0]
-    r.require(isinstance(taps, int) and taps >= 1, f"w must have a known number of taps, not {taps}")
+    r.require(r.known("K", taps)[0] >= 1, "w must have at least one tap")
     extra = r.optional_operands(rest, optional, _CONV)
     r.same_dtype(x, w, *rest)
     state = x.with_dims((batch, taps - 1, channels))
@@ -309,7 +309,7 @@ def _conv_by_slices(
     x: Value, w: Value, *rest: Value, optional: tuple[str, ...], activation: str
 ) -> tuple[Value, Value]:
     given = dict(zip(optional, rest, strict=True))
-    taps, length = int(str(w.dims[0])), x.dims[1]
+    (taps,), length = r.known("K", w.dims[0]), x.dims[1]
     window = _with_history(x, given.get("state"), taps - 1)
     terms = [mul(slice_axis(window, 1, k, k + length), slice_axis(w, 0, k, k + 1)) for k in range(taps)]
     y = terms[0]

@@ -79,6 +79,13 @@ def per_axis(operand: TensorType, **attributes: tuple[object, ...]) -> None:
         require(len(value) == operand.rank, f"{name} has {len(value)} entries for {operand.rank} axes")
 
 
+def known(what: str, *dims: d.Dim) -> tuple[int, ...]:
+    """The dims as integers; they must not be symbolic."""
+    sizes = tuple(dim for dim in dims if isinstance(dim, int))
+    require(len(sizes) == len(dims), f"{what} must be known, not {show(dims)}")
+    return sizes
+
+
 def replace_dim(operand: TensorType, axis: int, *dims: d.Dim) -> TensorType:
     """The type with the extent at ``axis`` replaced by ``dims`` (none removes the axis)."""
     return operand.with_dims((*operand.dims[:axis], *dims, *operand.dims[axis + 1 :]))

@@ -1,0 +1,44 @@
+"""Graph to graph: the rewrite engine, the passes, and the pipeline that orders them."""
+
+from collections.abc import Callable, Mapping
+
+from coilc.ir import Module
+
+from .canonicalise_reductions import canonicalise_reductions
+from .decompose import decompose
+from .fold_constants import fold_constants
+from .fuse_groups import fuse_groups
+from .lower_complex import lower_complex
+from .pack_weights import pack_weights
+from .pipeline import Observer, Stage, pipeline, run_pipeline
+from .plan_memory import MemoryPlan, plan_memory
+from .rewrite import Rule, on, rewrite_graph, rewrite_module
+from .simplify import simplify
+from .sink_transposes import sink_transposes
+from .trace import Event, Trace, no, tracing
+
+PASSES: Mapping[str, Callable[[Module], Module]] = {
+    "canonicalise_reductions": canonicalise_reductions,
+    "decompose": decompose,
+    "fold_constants": fold_constants,
+    "fuse_groups": fuse_groups,
+    "lower_complex": lower_complex,
+    "pack_weights": lambda module: pack_weights(module, panel=32, claims={"packed_matmul"}),
+    "simplify": simplify,
+    "sink_transposes": sink_transposes,
+}
+"""Every pass by name, with default options: what ``coilc opt`` and ``coilc explain`` offer."""
+
+
+def explain(module: Module, name: str) -> Trace:
+    """What the pass ``name`` does to ``module`` and why its rules decline elsewhere."""
+    with tracing() as trace:
+        PASSES[name](module)
+    return trace
+
+
+__all__ = [
+    "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "decompose",
+    "explain", "fold_constants", "fuse_groups", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
+    "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
+]  # fmt: skip

@@ -14,6 +14,7 @@ import networkx as nx
 
 from coilc.ir import Graph, Location, Node, Value, VerifyError, at, ops
 from coilc.ir.core import topological_order
+from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, STRUCTURAL, OpDef
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +153,15 @@ def canonical_body(inside: Iterator[Node], reads: Sequence[Value], outputs: Sequ
     return Graph(body_name(names), inputs, named)
 
 
-def body_name(found: Sequence[ops.OpDef]) -> str:
-    """A readable name from the ops that matter: movement and constants only when there is nothing else."""
-    telling = [op.name for op in found if not op.traits & {"movement", "structural"}] or [op.name for op in found]
-    return "_".join(dict.fromkeys(telling[:6])).rstrip("0123456789_") or "group"
+def body_name(found: Sequence[OpDef]) -> str:
+    """A readable name: heavy ops first, then arithmetic, movement only when there is nothing else."""
+    ranked = sorted(dict.fromkeys(found), key=weight_in_name)
+    telling = [op.name for op in ranked if weight_in_name(op) < 2] or [op.name for op in ranked]
+    return "_".join(telling[:4]).rstrip("0123456789_") or "group"
+
+
+def weight_in_name(op: OpDef) -> int:
+    return 2 if op.traits & {MOVEMENT, STRUCTURAL} else 1 if ELEMENTWISE in op.traits else 0
 
 
 def joint_location(outputs: Sequence[Value]) -> Location | None:

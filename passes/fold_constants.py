@@ -9,8 +9,9 @@ import numpy as np
 
 from coilc.ir import Graph, Module, Node, SymDim, Value, literal, ops
 
-from .rewrite import rewrite_module
+from .rewrite import on, rewrite_module
 
+TEMPORARY = "#"  # separates a weight's name from a number while folding is under way
 INLINE_ELEMENTS = 16  # results up to this size become constants in the text, larger ones weights
 GROWTH_BYTES = 4096  # a result may exceed its operands by this much; more is cheaper to recompute than to store
 
@@ -33,7 +34,7 @@ def fold_constants(module: Module) -> Module:
     """
     table = _Table(module.weights)
     folded = rewrite_module(module, table.fold_constant)
-    return drop_unused_weights(replace(folded, weights=table.arrays))
+    return with_final_names(drop_unused_weights(replace(folded, weights=table.arrays)))
 
 
 def drop_unused_weights(module: Module) -> Module:
@@ -41,6 +42,24 @@ def drop_unused_weights(module: Module) -> Module:
     nodes = (node for graph in module.entries.values() for node in graph.nodes)
     used = {node.attrs["name"] for node in nodes if node.op is ops.weight}
     return replace(module, weights={name: array for name, array in module.weights.items() if name in used})
+
+
+def with_final_names(module: Module) -> Module:
+    """Name the folded weights that remain, now that intermediate results are gone: ``w.folded``, ``w.folded1``, ..."""
+    names: dict[str, str] = {}
+    for name in module.weights:
+        stem, temporary, _ = name.partition(TEMPORARY)
+        candidates = (f"{stem}.folded{n or ''}" for n in range(len(module.weights) + 1))
+        taken = {*module.weights, *names.values()}
+        names[name] = next(c for c in candidates if c not in taken) if temporary else name
+
+    @on("weight")
+    def weight_by_final_name(node: Node) -> Value | None:
+        name = node.attrs["name"]
+        return ops.weight(name=names[name], type=node.types[0]) if TEMPORARY in name else None
+
+    renamed = {names[name]: array for name, array in module.weights.items()}
+    return replace(rewrite_module(module, weight_by_final_name), weights=renamed)
 
 
 class _Table:
@@ -65,15 +84,14 @@ class _Table:
     def store(self, node: Node, array: np.ndarray) -> Value:
         if array.size <= INLINE_ELEMENTS:
             return literal(array)
-        name = self.fresh_name(next((v.node.attrs["name"] for v in node.inputs if v.op is ops.weight), "constant"))
+        name = self.temporary_name(next((v.node.attrs["name"] for v in node.inputs if v.op is ops.weight), "constant"))
         self.arrays[name] = np.ascontiguousarray(array) if node.op is not ops.transpose else array
         value: Value = ops.weight(name=name, type=node.types[0].with_dims(array.shape))
         return value
 
-    def fresh_name(self, base: str) -> str:
-        stem = base if ".folded" in base else f"{base}.folded"
-        candidates = (f"{stem.rpartition('.folded')[0]}.folded{n or ''}" for n in range(len(self.arrays) + 1))
-        return next(name for name in candidates if name not in self.arrays)
+    def temporary_name(self, base: str) -> str:
+        stem = base.partition(TEMPORARY)[0].partition(".folded")[0]
+        return f"{stem}{TEMPORARY}{len(self.arrays)}"
 
 
 def is_foldable(node: Node) -> bool:

@@ -104,7 +104,8 @@ def grow(region: Region, seed: Node, uses: Uses, owner: Mapping[Node, Region]) -
         _, node = heapq.heappop(queue)
         reason = refusal(region, node, seen, owner) or waits_for(node, seed, seen, uses, owner)
         if reason:
-            record_refusal("fuse_epilogue", node, reason)
+            if not is_heavy(node):
+                record_refusal("fuse_epilogue", node, reason)
             break
         members.append(node)
         seen.add(node)
@@ -151,7 +152,7 @@ def refusal(region: Region, node: Node, members: set[Node], owner: Mapping[Node,
             return ""
         if REDUCTION in node.op.traits and same and dims == region.rows:
             return ""
-    return f"'{node.op.name}' cannot follow inside a {region.kind} kernel"
+    return f"'{node.op.name}' cannot follow inside a kernel of kind '{region.kind}'"
 
 
 def waits_for(node: Node, seed: Node, members: set[Node], uses: Uses, owner: Mapping[Node, Region]) -> str:

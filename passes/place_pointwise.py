@@ -26,8 +26,9 @@ CHEAP = frozenset({
 })  # fmt: skip
 
 # What anchors compute while they read their operands, and whether they read an element more than once.
-_ONCE, _OFTEN = ("pointwise", False), ("pointwise", True)
-_MOVED = ("movement", True)
+_ONCE: tuple[Prologue, bool] = ("pointwise", False)
+_OFTEN: tuple[Prologue, bool] = ("pointwise", True)
+_MOVED: tuple[Prologue, bool] = ("movement", True)
 ANCHOR_PROLOGUES: Mapping[str, Mapping[str | int, tuple[Prologue, bool]]] = {
     "matmul": {0: _MOVED},
     "packed_matmul": {0: _MOVED},

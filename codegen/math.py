@@ -1,0 +1,346 @@
+"""Transcendental functions as vector-safe arithmetic.
+
+The intrinsics of TIR become one libm call per lane; these stay in vector registers on every CPU. Errors are below 1e-6
+relative over the whole range of fp32, infinities and NaN are right, and subnormal results of ``exp`` are flushed to zero.
+fp64 goes to libm, through LLVM's intrinsics.
+
+Two rules keep the arithmetic as written: never build with fast-math, and hide a rounding trick such as ``(t + M) - M``
+behind ``opaque``, because TIR's simplifier treats floats as reals. Polynomials are minimax fits in the relative error,
+highest power first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from math import inf, log, pi
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from .scalar import Expr, bind, const, dtype_name, intrinsic, is_nan, select
+
+EXP2 = (1.327647166e-03, 9.675541471e-03, 5.550713276e-02, 2.402211972e-01, 6.931469671e-01, 1.000000072e00)
+EXP2_WIDE = (1.015076578e-07, 1.325944812e-06, 1.525298225e-05, 1.540343471e-04, 1.333355762e-03, 9.618129192e-03,
+             5.550410867e-02, 2.402265070e-01, 6.931471806e-01, 1.0)  # fmt: skip
+EXPM1 = (1.388252267e-03, 8.366514036e-03, 4.166719965e-02, 1.666654367e-01, 4.999999816e-01)  # (e^r - 1 - r) / r^2
+LOG = (6.746640642e-02, -1.167565546e-01, 1.188816423e-01, -1.240558850e-01, 1.421955205e-01, -1.666799586e-01,
+       2.000211867e-01, -2.500000960e-01, 3.333331260e-01)  # fmt: skip  # (log(1 + f) - f + f^2/2) / f^3
+ATAN = (2.849955034e-03, -1.606890866e-02, 4.269201162e-02, -7.504340511e-02, 1.064095846e-01, -1.420365183e-01,
+        1.999262057e-01, -3.333307343e-01, 9.999999848e-01)  # fmt: skip  # atan(z) / z over z^2, z in [0, 1]
+ERF = (8.316814815e-05, -8.130024000e-04, 5.199907918e-03, -2.685894217e-02, 1.128368721e-01, -3.761263319e-01,
+       1.128379167e00)  # fmt: skip  # erf(x) / x over x^2, x in [0, 0.93]
+ERFC = (-1.949459178e-04, 3.033684746e-03, -2.218974834e-02, 1.038563195e-01, 6.372658104e-01, 1.127627368e00,
+        2.070157445e-04)  # fmt: skip  # -log(1 - erf(x)), x in [0.92, 4]
+SIN = (-1.951665545e-04, 8.332173541e-03, -1.666665487e-01)  # (sin(r) - r) / r^3 over r^2, |r| <= pi/4
+COS = (2.443241254e-05, -1.388730986e-03, 4.166664555e-02)  # (cos(r) - 1 + r^2/2) / r^4 over r^2
+
+LOG2_E = 1.4426950408889634
+LOG2_E_LOW = 1.925963033500623e-08  # what fp32 leaves out of log2(e)
+LN2_HIGH, LN2_LOW = 0.693359375, -2.12194440e-4  # the first has few bits: its products with exponents are exact
+ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, which then sits in the low bits
+ROUND_WIDE = 6755399441055744.0  # 1.5 * 2**52, the same for fp64
+EXP_LOWEST, EXP_HIGHEST = -87.33654, 88.72283  # exp is flushed to zero below, infinite above
+
+
+def polynomial(coefficients: Sequence[float], x: Expr) -> Expr:
+    """Horner's rule, highest power first."""
+    first, *rest = (const(c, x) for c in coefficients)
+    return bind(reduce(lambda total, c: total * x + c, rest, first))
+
+
+def bits(x: Expr) -> Expr:
+    """The representation of a float as a signed integer of the same width."""
+    return T.reinterpret("int32" if dtype_name(x) == "float32" else "int64", x)
+
+
+def opaque(x: Expr) -> Expr:
+    """The same float, through a round trip that the simplifier does not see through."""
+    return T.reinterpret(dtype_name(x), bits(x))
+
+
+def copy_sign(magnitude: Expr, sign: Expr) -> Expr:
+    """``magnitude`` (not negative) with the sign bit of ``sign``."""
+    mask = tirx.const(-(2**31) if dtype_name(sign) == "float32" else -(2**63), bits(sign).ty.dtype)
+    return T.reinterpret(dtype_name(sign), tirx.bitwise_or(bits(magnitude), tirx.bitwise_and(bits(sign), mask)))
+
+
+def absolute(x: Expr) -> Expr:
+    return bind(intrinsic("llvm.fabs", x))
+
+
+def square_root(x: Expr) -> Expr:
+    return bind(intrinsic("llvm.sqrt", x))
+
+
+def _fma(a: Expr, b: Expr, c: Expr) -> Expr:
+    return bind(intrinsic("llvm.fma", a, b, c))
+
+
+def _wide(x: Expr) -> bool:
+    return dtype_name(x) == "float64"
+
+
+def _libm(name: str, *operands: Expr) -> Expr:
+    """A call of the C library for fp64; LLVM makes one call per lane."""
+    return bind(T.call_pure_extern("float64", name, *operands))
+
+
+# --- exponentials -----------------------------------------------------------------------------------------------------
+
+
+def _scaled(p: Expr, shifted: Expr) -> Expr:
+    """``p * 2**n``, n being in the low bits of ``shifted``: an addition to the exponent field."""
+    return bind(T.reinterpret("float32", bits(p) + tirx.shift_left(bits(shifted), tirx.const(23, "int32"))))
+
+
+def _split(t: Expr) -> tuple[Expr, Expr]:
+    """The integer nearest to ``t``, as a float and in the low bits of a float."""
+    shifted = bind(t + const(ROUND, t))
+    return bind(opaque(shifted) - const(ROUND, t)), shifted
+
+
+def exp2(t: Expr) -> Expr:
+    """2**t; zero below 2**-126."""
+    if _wide(t):
+        return bind(intrinsic("llvm.exp2", t))
+    whole, shifted = _split(t)
+    result = _scaled(polynomial(EXP2, bind(t - whole)), shifted)
+    return bind(select(t >= const(128.0, t), const(inf, t), select(t < const(-126.0, t), const(0.0, t), result)))
+
+
+def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
+    """e**x; ``nonpositive`` promises that x <= 0 and saves the test for overflow."""
+    if _wide(x):
+        return bind(intrinsic("llvm.exp", x))
+    whole, shifted = _split(x * const(LOG2_E, x))
+    rest = _fma(x, const(LOG2_E_LOW, x), _fma(x, const(LOG2_E, x), -whole))
+    result = select(x < const(EXP_LOWEST, x), const(0.0, x), _scaled(polynomial(EXP2, rest), shifted))
+    return bind(result if nonpositive else select(x > const(EXP_HIGHEST, x), const(inf, x), result))
+
+
+def expm1(x: Expr) -> Expr:
+    """e**x - 1 without cancellation near zero."""
+    if _wide(x):
+        return _libm("expm1", x)
+    whole, shifted = _split(x * const(LOG2_E, x))
+    r = _fma(whole, const(-LN2_LOW, x), _fma(whole, const(-LN2_HIGH, x), x))
+    small = bind(r + r * r * polynomial(EXPM1, r))
+    half = _scaled(const(0.5, x), shifted)  # half the scale, which does not overflow
+    result = bind((half * small + (half - const(0.5, x))) * const(2.0, x))
+    result = select(x > const(EXP_HIGHEST, x), const(inf, x), select(x < const(-18.0, x), const(-1.0, x), result))
+    return bind(select(absolute(x) < const(1e-8, x), x, result))  # keeps the sign of zero
+
+
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + e**-x)."""
+    return bind(const(1.0, x) / (const(1.0, x) + exp(-x)))
+
+
+def silu(x: Expr) -> Expr:
+    """x * sigmoid(x)."""
+    return bind(x / (const(1.0, x) + exp(-x)))
+
+
+def tanh(x: Expr) -> Expr:
+    """Through expm1, so that it is accurate near zero."""
+    if _wide(x):
+        return _libm("tanh", x)
+    magnitude = absolute(x)
+    doubled = bind(select(magnitude > const(10.0, x), const(20.0, x), magnitude + magnitude))
+    e = expm1(doubled)
+    return bind(copy_sign(bind(e / (e + const(2.0, x))), x))
+
+
+# --- logarithms -------------------------------------------------------------------------------------------------------
+
+
+def _exponent_and_mantissa(x: Expr) -> tuple[Expr, Expr]:
+    """For positive x = m * 2**e with m in [sqrt(1/2), sqrt(2)): e as int32, and m; subnormals are scaled up first."""
+    tiny = bind(select(x < const(1.17549435e-38, x), const(1.0, x), const(0.0, x)))
+    scaled = bind(bits(bind(x * (const(1.0, x) + tiny * const(2.0**24 - 1, x)))))
+    exponent = bind(tirx.shift_right(scaled - tirx.const(0x3F3504F3, "int32"), tirx.const(23, "int32")))
+    mantissa = T.reinterpret("float32", scaled - tirx.shift_left(exponent, tirx.const(23, "int32")))
+    return bind(exponent - T.Cast("int32", tiny) * tirx.const(24, "int32")), bind(mantissa)
+
+
+def _log_domain(x: Expr, result: Expr) -> Expr:
+    """The value at zero, below zero and at infinity; NaN passes."""
+    result = select(x == const(0.0, x), const(-inf, x), result)
+    result = select(x < const(0.0, x), const(float("nan"), x), result)
+    return bind(select(x == const(inf, x), const(inf, x), select(is_nan(x), x, result)))
+
+
+def _log_positive(x: Expr) -> Expr:
+    exponent, mantissa = _exponent_and_mantissa(x)
+    e, f = bind(T.Cast("float32", exponent)), bind(mantissa - const(1.0, x))
+    square = bind(f * f)
+    tail = bind(f * square * polynomial(LOG, f) + e * const(LN2_LOW, x) - square * const(0.5, x))
+    return bind((f + tail) + e * const(LN2_HIGH, x))
+
+
+def natural_log(x: Expr) -> Expr:
+    """log(x): -inf at 0, NaN below."""
+    return bind(intrinsic("llvm.log", x)) if _wide(x) else _log_domain(x, _log_positive(x))
+
+
+def log1p(x: Expr) -> Expr:
+    """log(1 + x); what the addition rounds away is put back to first order."""
+    if _wide(x):
+        return _libm("log1p", x)
+    u = bind(x + const(1.0, x))
+    lost = bind(x - (opaque(u) - const(1.0, x)))
+    result = _log_domain(u, bind(_log_positive(u) + lost / u))
+    return bind(select(absolute(x) < const(1e-8, x), x, result))
+
+
+def softplus(x: Expr) -> Expr:
+    """log(1 + e**x) without overflow: max(x, 0) + log1p(e**-|x|)."""
+    positive = bind(select(x > const(0.0, x), x, const(0.0, x)))
+    return bind(select(is_nan(x), x, positive + log1p(exp(-absolute(x), nonpositive=True))))
+
+
+def power(x: Expr, y: Expr) -> Expr:
+    """x**y by C's rules. fp32 goes through fp64, in which the product y*log2(x) keeps enough bits."""
+    if _wide(x):
+        return bind(intrinsic("llvm.pow", x, y))
+    simple = _constant_power(x, y)
+    return bind(simple) if simple is not None else _power(x, y)
+
+
+def _constant_power(x: Expr, y: Expr) -> Expr | None:
+    if not isinstance(y, tirx.FloatImm):
+        return None
+    rows: dict[float, Callable[[], Expr]] = {
+        -1.0: lambda: const(1.0, x) / x,
+        -0.5: lambda: const(1.0, x) / square_root(x),
+        0.0: lambda: const(1.0, x),
+        0.5: lambda: square_root(x),
+        1.0: lambda: x,
+        2.0: lambda: x * x,
+        3.0: lambda: x * x * x,
+        4.0: lambda: bind(x * x) * bind(x * x),
+    }
+    return rows[float(y.value)]() if float(y.value) in rows else None
+
+
+def _power(x: Expr, y: Expr) -> Expr:
+    magnitude = absolute(x)
+    t = bind(T.Cast("float64", y) * _log2_wide(magnitude))
+    t = bind(tirx.max(tirx.min(t, const(1000.0, t)), const(-1000.0, t)))
+    shifted = bind(t + const(ROUND_WIDE, t))
+    p = polynomial(EXP2_WIDE, bind(t - (opaque(shifted) - const(ROUND_WIDE, t))))
+    raised = T.reinterpret("float64", bits(p) + tirx.shift_left(bits(shifted), tirx.const(52, "int64")))
+    result = bind(T.Cast("float32", bind(raised)))
+    whole = bind(intrinsic("llvm.trunc", y))
+    half = bind(intrinsic("llvm.trunc", y * const(0.5, y)) * const(2.0, y))
+    odd = tirx.And(whole == y, tirx.Not(half == whole))
+    negative = bind(bits(x) < tirx.const(0, "int32"))
+    undefined = tirx.And(x < const(0.0, x), tirx.And(tirx.Not(whole == y), magnitude < const(inf, x)))
+    result = select(undefined, const(float("nan"), x), select(tirx.And(odd, negative), -result, result))
+    result = select(is_nan(x), x, select(is_nan(y), y, result))
+    flat = tirx.And(magnitude == const(1.0, x), absolute(y) == const(inf, x))
+    one = tirx.Or(tirx.Or(y == const(0.0, y), x == const(1.0, x)), flat)
+    return bind(select(one, const(1.0, x), result))
+
+
+def _log2_wide(x: Expr) -> Expr:
+    """log2 of a non-negative fp32 in fp64, relative error 1e-12; 2000 stands for the logarithm of infinity."""
+    exponent, mantissa = _exponent_and_mantissa(x)
+    m = bind(T.Cast("float64", mantissa))
+    s = bind((m - const(1.0, m)) / (m + const(1.0, m)))
+    series = polynomial([2 / (k * log(2)) for k in range(15, 0, -2)], bind(s * s))
+    result = bind(T.Cast("float64", exponent) + s * series)
+    result = select(x == const(0.0, x), const(-1e300, m), select(x == const(inf, x), const(1e300, m), result))
+    return bind(result)
+
+
+# --- the error function and trigonometry ------------------------------------------------------------------------------
+
+
+def erf(x: Expr) -> Expr:
+    """Error function: a polynomial near zero, 1 - e**-polynomial beyond."""
+    if _wide(x):
+        return _libm("erf", x)
+    magnitude = absolute(x)
+    near = bind(magnitude * polynomial(ERF, bind(x * x)))
+    clipped = bind(select(magnitude > const(4.0, x), const(4.0, x), magnitude))
+    far = bind(const(1.0, x) - exp(-polynomial(ERFC, clipped), nonpositive=True))
+    return bind(copy_sign(bind(select(magnitude < const(0.92, x), near, far)), x))
+
+
+def _quadrant(x: Expr) -> tuple[Expr, Expr]:
+    """x - q*pi/2 in [-pi/4, pi/4] and the integer q; fp64 arithmetic keeps the rest exact to 1e-7 for |x| < 1e15."""
+    wide = bind(T.Cast("float64", x))
+    shifted = bind(wide * const(2 / pi, wide) + const(ROUND_WIDE, wide))
+    q = bind(opaque(shifted) - const(ROUND_WIDE, wide))
+    rest = _fma(q, const(-6.123233995736766e-17, wide), _fma(q, const(-pi / 2, wide), wide))
+    return bind(T.Cast("float32", rest)), bind(T.Cast("int32", bits(shifted)))
+
+
+def _sine_of_quadrant(r: Expr, q: Expr) -> Expr:
+    square = bind(r * r)
+    sine = bind(r + r * square * polynomial(SIN, square))
+    cosine = bind(const(1.0, r) - square * const(0.5, r) + square * square * polynomial(COS, square))
+    one, two = tirx.const(1, "int32"), tirx.const(2, "int32")
+    value = bind(select(tirx.bitwise_and(q, one) == one, cosine, sine))
+    return bind(select(tirx.bitwise_and(q, two) == two, -value, value))
+
+
+def sin(x: Expr) -> Expr:
+    if _wide(x):
+        return bind(intrinsic("llvm.sin", x))
+    return _sine_of_quadrant(*_quadrant(x))
+
+
+def cos(x: Expr) -> Expr:
+    if _wide(x):
+        return bind(intrinsic("llvm.cos", x))
+    r, q = _quadrant(x)
+    return _sine_of_quadrant(r, bind(q + tirx.const(1, "int32")))
+
+
+def tan(x: Expr) -> Expr:
+    if _wide(x):
+        return _libm("tan", x)
+    r, q = _quadrant(x)
+    return bind(_sine_of_quadrant(r, q) / _sine_of_quadrant(r, bind(q + tirx.const(1, "int32"))))
+
+
+def _atan_of_ratio(small: Expr, large: Expr) -> Expr:
+    """atan(small / large) for 0 <= small <= large; equal infinities give pi/4."""
+    ratio = bind(select(small == large, const(1.0, small), small / large))
+    ratio = bind(select(large == const(0.0, large), const(0.0, small), ratio))
+    return bind(ratio * polynomial(ATAN, bind(ratio * ratio)))
+
+
+def atan(x: Expr) -> Expr:
+    if _wide(x):
+        return _libm("atan", x)
+    return atan2(x, const(1.0, x))
+
+
+def atan2(y: Expr, x: Expr) -> Expr:
+    """The angle of the point (x, y), in [-pi, pi]."""
+    if _wide(x):
+        return _libm("atan2", y, x)
+    across, up = absolute(x), absolute(y)
+    steep = bind(up > across)
+    angle = _atan_of_ratio(bind(select(steep, across, up)), bind(select(steep, up, across)))
+    angle = bind(select(steep, const(pi / 2, x) - angle, angle))
+    angle = bind(select(bits(x) < tirx.const(0, "int32"), const(pi, x) - angle, angle))
+    angle = bind(copy_sign(angle, y))
+    return bind(select(is_nan(x), x, select(is_nan(y), y, angle)))
+
+
+def remainder(x: Expr, y: Expr) -> Expr:
+    """C's fmod: the sign of x. fp32 divides in fp64 and is exact for quotients below 2**29."""
+    if _wide(x):
+        return _libm("fmod", x, y)
+    a, b = (bind(T.Cast("float64", absolute(v))) for v in (x, y))
+    whole = bind(intrinsic("llvm.trunc", a / b))
+    rest = _fma(-whole, b, a)
+    rest = bind(select(rest < const(0.0, rest), rest + b, rest))
+    result = bind(copy_sign(bind(T.Cast("float32", rest)), x))
+    infinite = tirx.And(absolute(y) == const(inf, y), absolute(x) < const(inf, x))
+    return bind(select(infinite, x, result))

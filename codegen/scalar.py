@@ -1,0 +1,108 @@
+"""Scalars in TIR: how each element type is stored and computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+import tvm
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import DType
+
+Expr: TypeAlias = "tvm.ir.Expr"
+
+_STORED: Mapping[str, str] = {"f16": "float16", "bf16": "uint16", "f32": "float32", "f64": "float64", "bool": "uint8",
+           "i8": "int8", "i16": "int16", "i32": "int32", "i64": "int64", "u8": "uint8"}  # fmt: skip
+_COMPUTED: Mapping[str, str] = {**_STORED, "f16": "float32", "bf16": "float32", "bool": "bool"}
+
+
+def storage_dtype(dtype: DType) -> str:
+    """TIR's name for an element in memory: bf16 is its bits, bool one byte."""
+    return _STORED[dtype.name]
+
+
+def compute_dtype(dtype: DType) -> str:
+    """TIR's name for an element in a register: half precision is computed in fp32."""
+    return _COMPUTED[dtype.name]
+
+
+def dtype_name(x: Expr) -> str:
+    return str(x.ty.dtype)
+
+
+def const(value: float, like: Expr) -> Expr:
+    """A constant of the type of ``like``."""
+    return tirx.const(value, dtype_name(like))
+
+
+def constant(value: bool | float, dtype: DType) -> Expr:
+    """A constant of an IR type, in its compute type."""
+    name = compute_dtype(dtype)
+    if name == "bool":
+        return T.bool(bool(value))
+    return tirx.const(float(value) if dtype.is_float else int(value), name)
+
+
+def bind(x: Expr) -> Expr:
+    """Give an expression a name in the open statement frame, so that uses share it.
+
+    A bool is bound as a select: range analysis of a bound comparison fails on vectors in TVM 0.27.
+    """
+    if isinstance(x, tirx.Var | tirx.IntImm | tirx.FloatImm):
+        return x
+    return T.Bind(tirx.Select(x, T.bool(True), T.bool(False)) if dtype_name(x) == "bool" else x)
+
+
+def select(condition: Expr, x: Expr, y: Expr) -> Expr:
+    """x where the condition holds, else y; both are evaluated."""
+    return tirx.Select(condition, x, y)
+
+
+def intrinsic(name: str, *operands: Expr) -> Expr:
+    """An LLVM intrinsic on the type of its operands."""
+    return T.call_llvm_pure_intrin(dtype_name(operands[0]), T.llvm_lookup_intrinsic_id(name), *operands)
+
+
+def is_nan(x: Expr) -> Expr:
+    """By the bits: the simplifier folds ``x != x``."""
+    kind, low, infinity = (
+        ("int64", 2**63 - 1, 0x7FF0000000000000) if dtype_name(x) == "float64" else ("int32", 2**31 - 1, 0x7F800000)
+    )
+    return tirx.bitwise_and(T.reinterpret(kind, x), tirx.const(low, kind)) > tirx.const(infinity, kind)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def decode(x: Expr, dtype: DType) -> Expr:
+    """From storage to the compute type."""
+    if dtype.name == "bf16":
+        return T.reinterpret("float32", tirx.shift_left(T.Cast("uint32", x), tirx.const(16, "uint32")))
+    if dtype.name == "bool":
+        return T.Cast("bool", x)
+    return T.Cast("float32", x) if dtype.name == "f16" else x
+
+
+def encode(x: Expr, dtype: DType) -> Expr:
+    """From the compute type to storage; half precision rounds to nearest even."""
+    if dtype.name == "bf16":
+        return _round_to_bf16(bind(x))
+    stored = storage_dtype(dtype)
+    return x if dtype_name(x) == stored else T.Cast(stored, x)
+
+
+def _round_to_bf16(x: Expr) -> Expr:
+    raw, sixteen = bind(T.reinterpret("uint32", x)), tirx.const(16, "uint32")
+    odd = tirx.bitwise_and(tirx.shift_right(raw, sixteen), tirx.const(1, "uint32"))
+    rounded = tirx.shift_right(raw + (odd + tirx.const(0x7FFF, "uint32")), sixteen)
+    return T.Cast("uint16", select(is_nan(x), tirx.const(0x7FC0, "uint32"), rounded))
+
+
+def convert(x: Expr, source: DType, to: DType) -> Expr:
+    """The ``cast`` op between compute types; rounding to half precision is left to the store."""
+    if to.name == "bool":
+        return tirx.Not(x == const(0, x)) if source.name != "bool" else x
+    target = compute_dtype(to)
+    return x if dtype_name(x) == target else T.Cast(target, x)

@@ -1,0 +1,86 @@
+"""The view that a kernel template has of its fused body: operands, results with their epilogue, dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import Node, Value
+from coilc.ir.core import topological_order
+from coilc.ir.dims import Dim, Dims
+
+from ..kernel import Kernel
+from ..scalar import Expr, compute_dtype, dtype_name
+from ..target import Target
+from .loops import i64
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The one anchor op of a body while its kernel is being written.
+
+    Operands are read by position or, when optional, by name, through the reader: a prologue costs a template nothing.
+    ``store`` evaluates the epilogue of a result in registers and writes every output that depends on it.
+    """
+
+    node: Node
+    kernel: Kernel
+
+    @property
+    def target(self) -> Target:
+        return self.kernel.target
+
+    @cached_property
+    def operands(self) -> Mapping[str | int, Value]:
+        """Operands by position, and the optional ones (which come last) by name too."""
+        optional = self.node.attrs.get("optional", ())
+        named = zip(reversed(optional), reversed(self.node.inputs), strict=False)
+        return {**dict(enumerate(self.node.inputs)), **dict(named)}
+
+    @cached_property
+    def outputs_of(self) -> Mapping[int, tuple[int, ...]]:
+        """For each result of the anchor, the body outputs that are computed from it."""
+        found: dict[int, tuple[int, ...]] = {}
+        for position, value in enumerate(self.kernel.body.results):
+            needed = _needed_by(value, self.node)
+            result = next(r.index for r in self.node.results if r in needed)
+            found[result] = (*found.get(result, ()), position)
+        return found
+
+    def has(self, operand: str) -> bool:
+        return operand in self.operands
+
+    def dims(self, operand: str | int) -> Dims:
+        return self.operands[operand].dims
+
+    def compute_dtype(self, operand: str | int) -> str:
+        """TIR's name of the type that the operand's elements have in registers."""
+        return compute_dtype(self.operands[operand].type.dtype)
+
+    def extent(self, dim: Dim) -> Expr:
+        """A dimension as an int64 expression."""
+        return self.kernel.extent(dim)
+
+    def read(self, operand: str | int, *indices: Expr | int, dtype: str | None = None) -> Expr:
+        """The operand's element in its compute type, or converted to ``dtype``."""
+        element = self.kernel.reader.read(self.operands[operand], [i64(i) for i in indices])
+        return element if dtype in (None, dtype_name(element)) else T.Cast(dtype, element)
+
+    def store(self, result: int, indices: Sequence[Expr | int], value: Expr) -> None:
+        """Write every output that depends on ``result``, whose element at ``indices`` is ``value``."""
+        at = [i64(i) for i in indices]
+        dtype = compute_dtype(self.node.types[result].dtype)
+        value = value if dtype_name(value) == dtype else T.Cast(dtype, value)
+        for position in self.outputs_of.get(result, ()):
+            output = self.kernel.body.results[position]
+            element = self.kernel.reader.read(output, at, {self.node.results[result]: value})
+            self.kernel.store(position, at, element)
+
+
+def _needed_by(value: Value, anchor: Node) -> set[Value]:
+    """Values that ``value`` is computed from, itself included, down to the anchor's results."""
+    nodes = topological_order([value.node], leaves=lambda node: node is anchor)
+    return {value} | {operand for node in nodes if node is not anchor for operand in node.inputs}

@@ -1,0 +1,139 @@
+"""Loop and lane idioms that the kernel templates share. Every index is an int64 expression."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import reduce
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir.dims import Dim
+
+from ..scalar import Expr
+
+PARALLEL_FLOPS = 1 << 16  # below this a parallel launch (about a microsecond) costs more than it saves
+
+
+def i64(value: Expr | int) -> Expr:
+    """An int64 expression; loop variables and dims already are."""
+    return T.int64(value) if isinstance(value, int) else value
+
+
+def serial(extent: Expr | int, start: Expr | int = 0) -> Any:
+    """``for i in range(start, extent)``."""
+    return T.serial(i64(start), i64(extent))
+
+
+def unrolled(extent: int) -> Any:
+    """A loop that the compiler writes out; its variable is a constant in every copy."""
+    return T.unroll(i64(0), i64(extent))
+
+
+def lanes(width: int) -> Any:
+    """A loop over vector lanes; ``width`` is a power of two (other widths compile to scalar code)."""
+    return T.vectorized(i64(0), i64(width)) if width > 1 else serial(1)
+
+
+def parallel(extent: Expr | int, work: Dim | None = None) -> Any:
+    """A loop over independent tasks, on the thread pool unless the whole work is known to be small."""
+    small = isinstance(work, int) and work < PARALLEL_FLOPS
+    return serial(extent) if small else T.parallel(i64(0), i64(extent))
+
+
+def local(shape: Sequence[int], dtype: str) -> tirx.Buffer:
+    """Task-local storage: registers when every index is constant, else the stack or the thread's scratch memory."""
+    return T.alloc_buffer(tuple(shape), dtype, scope="local")
+
+
+@contextmanager
+def when(condition: Expr) -> Iterator[None]:
+    """``if condition:``."""
+    with T.If(condition), T.Then():
+        yield
+
+
+def unravel(index: Expr, extents: Sequence[Expr | int]) -> list[Expr]:
+    """Row-major multi-index of a flat index; the leading extent is not needed."""
+    indices: list[Expr] = []
+    for extent in reversed(extents[1:]):
+        indices.append(tirx.truncmod(index, i64(extent)))
+        index = tirx.truncdiv(index, i64(extent))
+    return [index, *reversed(indices)] if extents else []
+
+
+def ceildiv(extent: Expr | int, block: int) -> Expr | int:
+    """``extent / block`` rounded up, for a non-negative extent."""
+    if isinstance(extent, int):
+        return -(-extent // block)
+    return tirx.truncdiv(extent + i64(block - 1), i64(block))
+
+
+class Blocks:
+    """A static extent cut into equal power-of-two vectors.
+
+    The last block is moved back so that it ends at the extent: it overlaps its neighbour instead of needing a tail,
+    which is sound because both compute the same values.
+    """
+
+    def __init__(self, extent: Dim, widest: int) -> None:
+        self.extent = extent
+        self.width = block_width(extent, widest) if isinstance(extent, int) else 1
+
+    def count(self, extent: Expr) -> Expr | int:
+        return ceildiv(self.extent, self.width) if isinstance(self.extent, int) else extent
+
+    def start(self, block: Expr) -> Expr:
+        """First element of a block."""
+        if not isinstance(self.extent, int) or self.extent % self.width == 0:
+            return block * i64(self.width)
+        return tirx.min(block * i64(self.width), i64(self.extent - self.width))
+
+
+def block_width(extent: int, widest: int) -> int:
+    """The widest power of two, at most ``widest``, that recomputes less than a quarter of ``extent`` by overlap."""
+    width = widest
+    while width > 1 and (width > extent or -(-extent // width) * width * 4 > extent * 5):
+        width //= 2
+    return width
+
+
+def each_column(extent: Dim, columns: Expr, first: Expr, width: int, body: Callable[[Expr], None]) -> None:
+    """Run ``body(column)`` in vectors for the columns from ``first`` on, at most ``width`` and never past ``extent``.
+
+    ``columns`` is the extent as an expression. A tail is done in narrower vectors, or one by one if the extent is symbolic.
+    """
+
+    def vector(offset: int, size: int) -> None:
+        with lanes(size) as j:
+            body(first + i64(offset) + j)
+
+    tail = extent % width if isinstance(extent, int) else None
+    if tail == 0:
+        return vector(0, width)
+    with T.If(first + i64(width) <= columns):
+        with T.Then():
+            vector(0, width)
+        with T.Else():
+            if tail is None:
+                with serial(columns, start=first) as column:
+                    body(column)
+            else:
+                for offset, size in powers_of_two(tail):
+                    vector(offset, size)
+
+
+def powers_of_two(extent: int) -> Iterator[tuple[int, int]]:
+    """A static extent as (offset, width) of power-of-two vectors, widest first."""
+    offset = 0
+    while extent:
+        width = 1 << (extent.bit_length() - 1)
+        yield offset, width
+        offset, extent = offset + width, extent - width
+
+
+def product(extents: Sequence[Expr | int]) -> Expr:
+    """Number of tasks of a nest."""
+    return reduce(lambda a, b: a * b, map(i64, extents), i64(1))

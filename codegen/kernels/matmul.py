@@ -1,0 +1,187 @@
+"""Product of two activations, [..., M, K] @ [..., K, N], any of the dims symbolic.
+
+With many rows, a task copies a block of the right operand (read through its prologue, often a transpose) into local memory
+in the order the register tile wants and uses it for a block of rows. With few rows that copy would dominate: the right
+operand is then read in place, along its columns, or along the inner dimension when that is the contiguous one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import DataType, tirx
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import Value
+from coilc.ir import dims as d
+
+from ..scalar import Expr
+from .anchor import Anchor
+from .loops import ceildiv, each_column, i64, lanes, local, parallel, product, serial, unravel
+from .tile import Tile
+
+X, Y = range(2)
+ROW_BLOCK, INNER_BLOCK = 128, 256
+FEW_ROWS = 4
+
+
+def emit_matmul(k: Anchor) -> None:
+    """Write the body of the kernel: x[..., M, K] @ y[..., K, N] with its epilogue."""
+    rows = k.dims(X)[-2]
+    if isinstance(rows, int):
+        return _few_rows(k) if rows <= FEW_ROWS else _many_rows(k)
+    with T.If(k.extent(rows) <= i64(FEW_ROWS)):
+        with T.Then():
+            _few_rows(k)
+        with T.Else():
+            _many_rows(k)
+
+
+def _many_rows(k: Anchor) -> None:
+    """Sums of a block of rows and one tile of columns, the inner dimension in blocks that are copied first."""
+    *batch, rows, inner = (k.extent(dim) for dim in k.dims(X))
+    columns = k.dims(Y)[-1]
+    tile = Tile.of(k.target, k.compute_dtype(X))
+    extents = [*batch, ceildiv(k.extent(columns), tile.width), ceildiv(rows, ROW_BLOCK)]
+    with parallel(product(extents), _work(k)) as task:
+        *at, column_block, row_block = unravel(task, extents)
+        first, column = row_block * i64(ROW_BLOCK), column_block * i64(tile.width)
+        count = tirx.min(rows - first, i64(ROW_BLOCK))
+        sums = local((ROW_BLOCK, tile.width), tile.dtype)
+        right = local((INNER_BLOCK, tile.width), tile.dtype)
+        with serial(count) as i, lanes(tile.width) as j:
+            T.buffer_store(sums, tirx.const(0, tile.dtype), [i, j])
+        with serial(ceildiv(inner, INNER_BLOCK)) as step:
+            start = step * i64(INNER_BLOCK)
+            depth = tirx.min(inner - start, i64(INNER_BLOCK))
+            _copy_right(k, right, at, start, depth, column, tile.width)
+            _add_products(k, tile, sums, right, [*at, first, start], count, depth)
+        with serial(count) as i:
+            each_column(
+                columns,
+                k.extent(columns),
+                column,
+                tile.width,
+                lambda c: k.store(0, [*at, first + i, c], sums[i, c - column]),
+            )
+
+
+def _copy_right(
+    k: Anchor, right: tirx.Buffer, at: Sequence[Expr], start: Expr, depth: Expr, column: Expr, width: int
+) -> None:
+    """right[i, j] = y[..., start + i, column + j]; columns past the end are zero."""
+    columns = k.extent(k.dims(Y)[-1])
+    with serial(depth) as i, lanes(width) as j:
+        T.buffer_store(right, tirx.const(0, k.compute_dtype(Y)), [i, j])
+    if inner_is_contiguous(k.operands[Y]):
+        with serial(tirx.min(columns - column, i64(width))) as j, serial(depth) as i:
+            T.buffer_store(right, k.read(Y, *at, start + i, column + j), [i, j])
+    else:
+        with serial(depth) as i:
+            each_column(
+                k.dims(Y)[-1],
+                columns,
+                column,
+                width,
+                lambda c: T.buffer_store(right, k.read(Y, *at, start + i, c), [i, c - column]),
+            )
+
+
+def _add_products(
+    k: Anchor, tile: Tile, sums: tirx.Buffer, right: tirx.Buffer, at: Sequence[Expr], count: Expr, depth: Expr
+) -> None:
+    """sums += x[first row + ..., start + ...] @ right; rows past the count get sums that nobody reads."""
+    *batch, first, start = at
+    with serial(ceildiv(count, tile.rows)) as step:
+        row = step * i64(tile.rows)
+        tile.multiply(
+            tirx.min(count - row, i64(tile.rows)),
+            depth,
+            left=lambda i, inner: k.read(X, *batch, first + row + i, start + inner),
+            right=lambda inner, j: right[inner, j],
+            write=lambda i, j, value: T.buffer_store(sums, sums[row + i, j] + value, [row + i, j]),
+        )
+
+
+def _few_rows(k: Anchor) -> None:
+    """The right operand is read in place; a task is one tile of columns."""
+    *batch, rows, _ = (k.extent(dim) for dim in k.dims(X))
+    columns = k.dims(Y)[-1]
+    tile = Tile.of(k.target, k.compute_dtype(X))
+    extents = [*batch, ceildiv(k.extent(columns), tile.width)]
+    with parallel(product(extents), _work(k)) as task:
+        *at, block = unravel(task, extents)
+        column = block * i64(tile.width)
+        sums = local((FEW_ROWS, tile.width), tile.dtype)
+        if inner_is_contiguous(k.operands[Y]):
+            _dot_products(k, tile, sums, at, column)
+        else:
+            _products_in_place(k, tile, sums, at, column)
+        with serial(rows) as i:
+            each_column(
+                columns, k.extent(columns), column, tile.width, lambda c: k.store(0, [*at, i, c], sums[i, c - column])
+            )
+
+
+def _products_in_place(k: Anchor, tile: Tile, sums: tirx.Buffer, at: Sequence[Expr], column: Expr) -> None:
+    """One low tile; the last tile of columns repeats the last column instead of reading past it."""
+    rows, inner = (k.extent(dim) for dim in k.dims(X)[-2:])
+    columns = k.extent(k.dims(Y)[-1])
+
+    def multiply(clamp: bool) -> None:
+        low = Tile(FEW_ROWS, tile.width, tile.dtype)
+        low.multiply(
+            rows,
+            inner,
+            left=lambda i, n: k.read(X, *at, i, n),
+            right=lambda n, j: k.read(Y, *at, n, tirx.min(column + j, columns - i64(1)) if clamp else column + j),
+            write=lambda i, j, value: T.buffer_store(sums, value, [i, j]),
+        )
+
+    with T.If(column + i64(tile.width) <= columns):
+        with T.Then():
+            multiply(clamp=False)
+        with T.Else():
+            multiply(clamp=True)
+
+
+def _dot_products(k: Anchor, tile: Tile, sums: tirx.Buffer, at: Sequence[Expr], column: Expr) -> None:
+    """Lanes along the inner dimension, summed at the end of each dot product."""
+    rows, inner = (k.extent(dim) for dim in k.dims(X)[-2:])
+    width, zero = tile.width, tirx.const(0, tile.dtype)
+    whole = tirx.truncdiv(inner, i64(width))
+    valid = tirx.min(k.extent(k.dims(Y)[-1]) - column, i64(width))
+    with serial(valid) as j, serial(rows) as i:
+        parts, total = local((width,), tile.dtype), local((1,), tile.dtype)
+        with lanes(width) as lane:
+            T.buffer_store(parts, zero, [lane])
+        with serial(whole) as step, lanes(width) as lane:
+            n = step * i64(width) + lane
+            T.buffer_store(parts, parts[lane] + k.read(X, *at, i, n) * k.read(Y, *at, n, column + j), [lane])
+        T.buffer_store(total, horizontal_sum(parts, width), [0])
+        with serial(inner, start=whole * i64(width)) as n:
+            T.buffer_store(total, total[0] + k.read(X, *at, i, n) * k.read(Y, *at, n, column + j), [0])
+        T.buffer_store(sums, total[0], [i, j])
+
+
+def horizontal_sum(buffer: tirx.Buffer, width: int) -> Expr:
+    """Sum of the first ``width`` elements of a local buffer (reassociated)."""
+    vector = buffer[tirx.Ramp(tirx.IntImm("int32", 0), tirx.IntImm("int32", 1), width)]
+    if DataType(buffer.dtype).type_code == 2:
+        name = T.llvm_lookup_intrinsic_id("llvm.vector.reduce.fadd")
+        return T.call_llvm_pure_intrin(buffer.dtype, name, tirx.const(0, buffer.dtype), vector)
+    return T.call_llvm_pure_intrin(buffer.dtype, T.llvm_lookup_intrinsic_id("llvm.vector.reduce.add"), vector)
+
+
+def inner_is_contiguous(value: Value) -> bool:
+    """Whether neighbours along the last axis but one, not the last, are neighbours in memory."""
+    axis = value.type.rank - 1
+    while value.op.name in ("transpose", "cast"):
+        if value.op.name == "transpose":
+            axis = value.node.attrs["perm"][axis]
+        (value,) = value.node.inputs
+    return axis != value.type.rank - 1
+
+
+def _work(k: Anchor) -> d.Dim:
+    return 2 * d.size((*k.dims(X), k.dims(Y)[-1]))

@@ -1,0 +1,86 @@
+"""Selective scan (S6): channels in lanes, time serial, the state of a block of channels in local memory.
+
+A task is one batch element and one block of channels. Per step the time-dependent vectors (dt, dt*x, y) stay in
+registers while a loop over the state updates ``h[n, lanes]``; that loop must stay rolled, an unrolled one spills.
+"""
+
+from __future__ import annotations
+
+from math import e, log2
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import UnsupportedError
+from coilc.ir import dims as d
+
+from ..math import exp2, silu, softplus
+from ..scalar import Expr
+from .anchor import Anchor
+from .loops import Blocks, lanes, local, parallel, product, serial, unravel
+
+X, DT, A, B, C = range(5)
+VECTORS_PER_BLOCK = 4  # dt, dt*x and y of a block then take 12 registers, which leaves room for the exponential
+
+
+def emit_selective_scan(k: Anchor) -> None:
+    """Write the body of the kernel; y[B, L, D] and, if used, the last state h[B, N, D]."""
+    batch, length, channels = k.dims(X)
+    groups, states = k.dims(B)[2:]
+    per_group = d.divide_exactly(channels, groups)
+    if not isinstance(states, int) or per_group is None:
+        raise UnsupportedError("selective_scan needs a fixed state size and whole groups", k.node.location)
+    blocks = Blocks(per_group, VECTORS_PER_BLOCK * k.target.lanes(32))
+    extents = [k.extent(batch), k.extent(groups), blocks.count(k.extent(per_group))]
+    with parallel(product(extents), d.size((batch, length, channels, 16 * states))) as task:
+        b, g, block = unravel(task, extents)
+        _scan_block(k, b, g, g * k.extent(per_group) + blocks.start(block), blocks.width)
+
+
+def _scan_block(k: Anchor, b: Expr, g: Expr, first: Expr, width: int) -> None:
+    """All time steps of ``width`` channels from ``first`` on, which belong to group ``g``."""
+    states, dtype = int(str(k.dims(A)[0])), k.compute_dtype(A)
+    h, rates = local((states, width), dtype), local((states, width), dtype)
+    with serial(states) as n:
+        with lanes(width) as j:
+            T.buffer_store(h, k.read("h0", b, n, first + j) if k.has("h0") else tirx.const(0, dtype), [n, j])
+        with lanes(width) as j:
+            T.buffer_store(rates, k.read(A, n, first + j) * tirx.const(log2(e), dtype), [n, j])
+    with serial(k.extent(k.dims(X)[1])) as t:
+        _step(k, (b, t, g, first), h, rates)
+    with serial(states) as n, lanes(width) as j:
+        k.store(1, [b, n, first + j], h[n, j])
+
+
+def _step(k: Anchor, at: tuple[Expr, Expr, Expr, Expr], h: tirx.Buffer, rates: tirx.Buffer) -> None:
+    """h = 2**(dt * rates) * h + dt * x * B;  y = (C . h + D * x) * silu(z)."""
+    b, t, g, first = at
+    (states, width), dtype = map(int, h.shape), str(h.dtype)
+    dt, dtx, y = (local((width,), dtype) for _ in range(3))
+    with lanes(width) as j:
+        T.buffer_store(dt, _step_size(k, b, t, first + j, dtype), [j])
+    with lanes(width) as j:
+        x = k.read(X, b, t, first + j, dtype=dtype)
+        T.buffer_store(dtx, dt[j] * x, [j])
+        T.buffer_store(y, k.read("D", first + j, dtype=dtype) * x if k.has("D") else tirx.const(0, dtype), [j])
+    with serial(states) as n:
+        with lanes(width) as j:
+            inflow = dtx[j] * k.read(B, b, t, g, n, dtype=dtype)
+            T.buffer_store(h, exp2(dt[j] * rates[n, j]) * h[n, j] + inflow, [n, j])
+        with lanes(width) as j:
+            T.buffer_store(y, y[j] + h[n, j] * k.read(C, b, t, g, n, dtype=dtype), [j])
+    if k.has("z"):
+        with lanes(width) as j:
+            T.buffer_store(y, y[j] * silu(k.read("z", b, t, first + j, dtype=dtype)), [j])
+    with lanes(width) as j:
+        k.store(0, [b, t, first + j], y[j])
+
+
+def _step_size(k: Anchor, b: Expr, t: Expr, channel: Expr, dtype: str) -> Expr:
+    """dt with its bias, softplus and mask."""
+    dt = k.read(DT, b, t, channel, dtype=dtype)
+    if k.has("dt_bias"):
+        dt = dt + k.read("dt_bias", channel, dtype=dtype)
+    if k.node.attrs["softplus"]:
+        dt = softplus(dt)
+    return dt * k.read("mask", b, t, dtype=dtype) if k.has("mask") else dt

@@ -1,0 +1,38 @@
+"""The compiler passes that turn our TIR into LLVM's input.
+
+TVM's default pipeline has fifty passes, most of them for schedules and for GPUs. Those that carry TVM's arithmetic analyzer
+re-analyse every binding of the long scalar code in our kernels, which takes seconds each; the code is already simple.
+"""
+
+from __future__ import annotations
+
+import tvm
+from tvm import tirx
+from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
+from tvm.tirx import compilation_pipeline
+
+PIPELINE = "coilc"
+
+_PASSES = (
+    tirx.transform.FlattenBuffer(),
+    tirx.transform.VectorizeLoop(True),
+    tirx.transform.StorageRewrite(),
+    tirx.transform.UnrollLoop(),
+    tirx.transform.VerifyMemory(),
+    tirx.transform.AnnotateEntryFunc(),
+    tirx.transform.SplitHostDevice(),
+    tirx.transform.MakePackedAPI(),
+)
+
+
+def build_module(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
+    """Machine code of every function of ``module``."""
+    return tirx.build(module, target=target, pipeline=PIPELINE)
+
+
+@tvm.transform.module_pass(opt_level=0)
+def _lower(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    return tvm.transform.Sequential(list(_PASSES))(module)
+
+
+compilation_pipeline.register_tir_pipeline(PIPELINE, lambda: (_lower, finalize_host_passes, finalize_device_passes))

@@ -14,6 +14,7 @@ from coilc.ir import Graph
 
 from .lower import lower_body
 from .target import Target
+from .tir_passes import build_module
 
 STACK_LIMIT = 1024  # the code generator takes larger local buffers from the runtime's workspace
 
@@ -46,7 +47,7 @@ def build_object(
         functions[name] = lower_body(body, name, target)
     # An empty prefix makes calls into the runtime direct; without it they go through pointers only TVM's loader fills.
     module = tvm.IRModule(functions).with_attr("system_lib_prefix", "")
-    tvm.tirx.build(module, target=tvm.target.Target(dict(target.tvm))).write_to_file(str(path), "o")
+    build_module(module, tvm.target.Target(dict(target.tvm))).write_to_file(str(path), "o")
     scratch = max(map(scratch_bytes, functions.values()), default=0)
     return BuildInfo(scratch, {name: f"__tvm_ffi_{name}" for name in kernels})
 

@@ -186,12 +186,12 @@ class _Parser:
                 bare = re.sub(r"_\d+$", "", name)
                 self.bodies[name] = Graph(bare, body.inputs, body.outputs, body.symbols)
             case ast.AnnAssign(target=ast.Name(id=name), annotation=annotation, value=ast.Call() as call):
-                value, *more = self.call(call)
-                if more:
-                    raise _error(call, f"{len(more) + 1} results for 1 name")
+                value = self.single(call)
                 if value.type != _type(annotation):
                     raise _error(annotation, f"{name} has type {value.type}, not {ast.unparse(annotation)}")
                 self.define(tree, name, value)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call() as call):
+                self.define(tree, name, self.single(call))
             case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Call() as call):
                 results = self.call(call)
                 if len(names) != len(results):
@@ -200,6 +200,12 @@ class _Parser:
                     self.define(target, _expect(target, ast.Name, "a name").id, value)
             case _:
                 raise _error(tree, f"expected 'name: type = op(...)', found '{ast.unparse(tree)}'")
+
+    def single(self, tree: ast.Call) -> Value:
+        value, *more = self.call(tree)
+        if more:
+            raise _error(tree, f"{len(more) + 1} results for 1 name")
+        return value
 
     def call(self, tree: ast.Call) -> tuple[Value, ...]:
         name = _expect(tree.func, ast.Name, "the name of an op").id

@@ -97,6 +97,10 @@ def _erf(x: Any) -> Any:
     return np.frompyfunc(math.erf, 1, 1)(x).astype(np.asarray(x).dtype)
 
 
+def _sign(x: Any) -> Any:
+    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)
+
+
 def _sigmoid(x: Any) -> Any:
     small = np.exp(-np.abs(x))  # never overflows
     return np.where(x < 0, small, 1) / (1 + small)
@@ -111,7 +115,7 @@ def _softplus(x: Any) -> Any:
 _POSITIVE = (0.1, 4.0)
 neg = _unary("neg", np.negative, "``-x``.", r.NUMBER)
 abs = _unary("abs", np.abs, "Magnitude; real for complex x.", r.NUMBER, result=lambda t: _PARTS.get(t.name, t))
-sign = _unary("sign", np.sign, "-1, 0 or 1.", r.REAL)
+sign = _unary("sign", _sign, "-1, 0 or 1; 0 for NaN, as in PyTorch.", r.REAL)
 exp = _unary("exp", np.exp, "``e**x``.", r.FLOATING)
 log = _unary("log", np.log, "Natural logarithm.", r.FLOATING, limits=_POSITIVE)
 log1p = _unary("log1p", np.log1p, "``log(1 + x)``, accurate near 0.", limits=(-0.9, 2.0))

@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from coilc.ir import OPS, Graph, Module, OpDef, Value, ops
+from coilc.ir import OPS, Graph, Module, OpDef, Value, interpret, ops, type_of
 from coilc.ir.opdef import ELEMENTWISE, Example
 from coilc.ir.text import parse_type
 from coilc.ir.types import TensorType
+
+# One tolerance per element type: relative to the largest magnitude of the result, and to each element.
+TOLERANCE = {"f64": 1e-12, "c128": 1e-12, "f32": 4e-6, "c64": 4e-6, "f16": 2e-3, "bf16": 2e-2}
 
 Case = tuple[OpDef, Example]
 
@@ -75,3 +78,27 @@ def graph_of(
         results = found if isinstance(found, tuple) else (found,)
     outputs: tuple[tuple[str, Value], ...] = tuple((f"y{i}", v) for i, v in enumerate(results))
     return Module({"main": Graph("main", inputs, outputs)})
+
+
+def inputs_of(arrays: list[np.ndarray]) -> list[Value]:
+    return [ops.input_(name=f"x{i}", type=type_of(a)) for i, a in enumerate(arrays)]
+
+
+def agree(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Within the tolerance of the expected array's type, or exactly for integers and bools."""
+    dtype = type_of(expected).dtype.name
+    assert actual.shape == expected.shape
+    if dtype not in TOLERANCE:
+        np.testing.assert_array_equal(actual, expected)
+        return
+    wide = np.complex128 if np.iscomplexobj(expected) else np.float64
+    actual, expected = actual.astype(wide), expected.astype(wide)
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = min(float(finite.max(initial=0.0)), 1.0)
+    np.testing.assert_allclose(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+
+
+def run(case: Case, arrays: list[np.ndarray], *, decomposed: bool = False) -> list[np.ndarray]:
+    """What the interpreter makes of the op, or of its decomposition."""
+    module = graph_of(case[0], [type_of(a) for a in arrays], dict(case[1].attrs), decomposed=decomposed)
+    return list(interpret(module, {f"x{i}": a for i, a in enumerate(arrays)}).values())

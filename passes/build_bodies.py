@@ -176,5 +176,4 @@ def copied(value: Value) -> Value:
     with at(value.location):
         mark = ops.reshape.node(ops.input_(name="x0", type=value.type), dims=value.dims)
         body = Graph("copy", (mark.inputs[0],), (("y0", mark.results[0]),))
-        result: Value = ops.fused(value, body=body)
-    return result
+        return ops.fused(value, body=body)

@@ -20,18 +20,14 @@ def canonicalise_reductions(module: Module) -> Module:
         v0: f32[B, 1] = sum(x, axes=(1,), keepdims=True)
         v1: f32[B] = reshape(v0, dims=(B,))
 
-    Needs: nothing. Guarantees: every reduction has ``keepdims=True`` and sorted axes.
+    Needs: nothing. Guarantees: every reduction has ``keepdims=True``.
     """
     return rewrite_module(module, reduction_keeps_dims)
 
 
 def reduction_keeps_dims(node: Node) -> Value | None:
     """sum(x) = reshape(sum(x, keepdims=True))"""
-    if REDUCTION not in node.op.traits:
+    if REDUCTION not in node.op.traits or node.attrs["keepdims"]:
         return None
-    axes = tuple(sorted(node.attrs["axes"]))
-    if node.attrs["keepdims"] and axes == node.attrs["axes"]:
-        return None
-    kept = node.op(*node.inputs, **{**node.attrs, "axes": axes, "keepdims": True})
-    result: Value = kept if node.attrs["keepdims"] else ops.reshape(kept, dims=node.types[0].dims)
-    return result
+    kept = node.op(*node.inputs, **{**node.attrs, "keepdims": True})
+    return ops.reshape(kept, dims=node.types[0].dims)

@@ -32,7 +32,6 @@ def by_definition(keep: Collection[str]) -> Rule:
     def definition(node: Node) -> Value | tuple[Value, ...] | None:
         if node.op.decompose is None or node.op.name in keep:
             return None
-        result: Value | tuple[Value, ...] = node.op.decompose(*node.inputs, **node.attrs)
-        return result
+        return node.op.decompose(*node.inputs, **node.attrs)
 
     return definition

@@ -77,8 +77,7 @@ class _Table:
 
     def array(self, value: Value) -> np.ndarray:
         if value.op is ops.constant:
-            array: np.ndarray = value.node.attrs["value"].value
-            return array
+            return value.node.attrs["value"].value
         return np.asarray(self.arrays[value.node.attrs["name"]])
 
     def store(self, node: Node, array: np.ndarray) -> Value:

@@ -43,8 +43,7 @@ def constants_to_weights(module: Module) -> Module:
             return None
         name = names.setdefault(node, f"constant.{len(names)}")
         arrays[name] = array
-        result: Value = ops.weight(name=name, type=node.types[0])
-        return result
+        return ops.weight(name=name, type=node.types[0])
 
     rewritten = rewrite_module(module, constant_to_weight)
     weights: Mapping[str, np.ndarray] = {**module.weights, **arrays}

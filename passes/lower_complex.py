@@ -63,15 +63,13 @@ def _boundary_type(type_: TensorType) -> TensorType:
 
 
 def _boundary_input(value: Value) -> Value:
-    result: Value = ops.input_(name=value.node.attrs["name"], type=_boundary_type(value.type))
-    return result
+    return ops.input_(name=value.node.attrs["name"], type=_boundary_type(value.type))
 
 
 def _joined(value: Value) -> Value:
     """Real and imaginary parts side by side on a new last axis."""
     stacked = [ops.reshape(part, dims=(*value.dims, 1)) for part in parts(value)]
-    result: Value = ops.concat(*stacked, axis=value.type.rank)
-    return result
+    return ops.concat(*stacked, axis=value.type.rank)
 
 
 @on("real", "imag")
@@ -142,8 +140,7 @@ def compare_parts(node: Node) -> Value | None:
         return None
     (a, b), (c, d) = map(parts, node.inputs)
     join = ops.logical_and if node.op is ops.eq else ops.logical_or
-    result: Value = join(node.op(a, c), node.op(b, d))
-    return result
+    return join(node.op(a, c), node.op(b, d))
 
 
 @on("cast")
@@ -224,13 +221,11 @@ ARITHMETIC: Mapping[str, Callable[..., Pair]] = {
 
 
 def _cosh(x: Value) -> Value:
-    result: Value = ops.mul(0.5, ops.add(ops.exp(x), ops.exp(ops.neg(x))))
-    return result
+    return ops.mul(0.5, ops.add(ops.exp(x), ops.exp(ops.neg(x))))
 
 
 def _sinh(x: Value) -> Value:
-    result: Value = ops.mul(0.5, ops.sub(ops.expm1(x), ops.expm1(ops.neg(x))))
-    return result
+    return ops.mul(0.5, ops.sub(ops.expm1(x), ops.expm1(ops.neg(x))))
 
 
 @on(*ARITHMETIC)
@@ -257,8 +252,7 @@ def linear_on_parts(node: Node) -> Value | None:
     if node.op is ops.pad:
         attrs[1]["value"] = 0.0
     re, im = (node.op(*(pair[i] for pair in pairs), **attrs[i]) for i in (0, 1))
-    result: Value = ops.complex(re, im)
-    return result
+    return ops.complex(re, im)
 
 
 @on("scan")
@@ -305,8 +299,7 @@ def composite_of_complex(node: Node) -> Value | tuple[Value, ...] | None:
     """What has no rule of its own is decomposed"""
     if node.op.decompose is None or not has_complex(node) or node.op.name in ARITHMETIC:
         return None
-    result: Value | tuple[Value, ...] = node.op.decompose(*node.inputs, **node.attrs)
-    return result
+    return node.op.decompose(*node.inputs, **node.attrs)
 
 
 RULES: tuple[Rule, ...] = (

@@ -80,8 +80,7 @@ def packed(x: Value, w: Value, panel: int) -> Value:
     columns = w.dims[1]
     assert isinstance(columns, int)
     width = panel if columns > panel // 2 else max(panel // 2, 1)
-    result: Value = ops.packed_matmul(x, ops.pack_panels(w, panel=width), columns=columns)
-    return result
+    return ops.packed_matmul(x, ops.pack_panels(w, panel=width), columns=columns)
 
 
 @on("matmul")
@@ -92,8 +91,7 @@ def weight_on_the_right(node: Node) -> Value | None:
         return None
     swap = (*range(x.type.rank - 2), x.type.rank - 1, x.type.rank - 2)
     product = ops.matmul(ops.transpose(x, perm=swap), ops.transpose(w, perm=swap))
-    result: Value = ops.transpose(product, perm=swap)
-    return result
+    return ops.transpose(product, perm=swap)
 
 
 @on("matmul")

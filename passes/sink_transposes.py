@@ -132,8 +132,7 @@ def under_transpose(node: Node, *per_axis: str) -> Value | None:
         return None
     perm = x.node.attrs["perm"]
     moved = {name: tuple(node.attrs[name][i] for i in inverse(perm)) for name in per_axis}
-    result: Value = ops.transpose(node.op(x.node.inputs[0], **{**node.attrs, **moved}), perm=perm)
-    return result
+    return ops.transpose(node.op(x.node.inputs[0], **{**node.attrs, **moved}), perm=perm)
 
 
 @on("flip")
@@ -144,8 +143,7 @@ def flip_of_transpose(node: Node) -> Value | None:
         return None
     perm = x.node.attrs["perm"]
     axes = tuple(sorted(perm[axis] for axis in node.attrs["axes"]))
-    result: Value = ops.transpose(ops.flip(x.node.inputs[0], axes=axes), perm=perm)
-    return result
+    return ops.transpose(ops.flip(x.node.inputs[0], axes=axes), perm=perm)
 
 
 @on("concat")
@@ -158,8 +156,7 @@ def concat_of_transposes(node: Node) -> Value | None:
         return None
     (perm,) = perms
     joined = ops.concat(*(v.node.inputs[0] for v in node.inputs), axis=perm[node.attrs["axis"]])
-    result: Value = ops.transpose(joined, perm=perm)
-    return result
+    return ops.transpose(joined, perm=perm)
 
 
 def reduction_of_transpose(node: Node) -> Value | None:
@@ -169,8 +166,7 @@ def reduction_of_transpose(node: Node) -> Value | None:
     transposed = node.inputs[0].node
     perm = transposed.attrs["perm"]
     axes = tuple(sorted(perm[axis] for axis in node.attrs["axes"]))
-    result: Value = ops.transpose(node.op(transposed.inputs[0], **{**node.attrs, "axes": axes}), perm=perm)
-    return result
+    return ops.transpose(node.op(transposed.inputs[0], **{**node.attrs, "axes": axes}), perm=perm)
 
 
 @on("softmax", "log_softmax", "cumsum", "cumprod")
@@ -181,8 +177,7 @@ def along_axis_of_transpose(node: Node) -> Value | None:
         return None
     perm = x.node.attrs["perm"]
     moved = {**node.attrs, "axis": perm[node.attrs["axis"]]}
-    result: Value = ops.transpose(node.op(x.node.inputs[0], **moved), perm=perm)
-    return result
+    return ops.transpose(node.op(x.node.inputs[0], **moved), perm=perm)
 
 
 @on("linear", "packed_matmul", "rms_norm", "layer_norm")
@@ -192,8 +187,7 @@ def last_axis_of_transpose(node: Node) -> Value | None:
     if x.op is not ops.transpose or x.node.attrs["perm"][-1] != x.type.rank - 1:
         return None
     perm = x.node.attrs["perm"]
-    result: Value = ops.transpose(node.op(x.node.inputs[0], *rest, **node.attrs), perm=perm)
-    return result
+    return ops.transpose(node.op(x.node.inputs[0], *rest, **node.attrs), perm=perm)
 
 
 @on("reshape")

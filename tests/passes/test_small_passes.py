@@ -1,0 +1,226 @@
+"""Golden text of the passes that do one thing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from coilc.ir import Module, parse_graph
+from coilc.passes import (
+    canonicalise_reductions,
+    decompose,
+    explain,
+    lower_complex,
+    pack_weights,
+    sink_transposes,
+)
+
+Check = Callable[..., Module]
+PACKING = partial(pack_weights, panel=32, claims={"packed_matmul"})
+
+
+def test_decompose(check: Check) -> None:
+    check(
+        decompose,
+        """
+        def main(x: f32[B, 4], *, B: dim[1:]):
+            v0: f32[B, 4] = silu(x)
+            return {"y": v0}
+        """,
+        """
+        def main(x: f32[B, 4], *, B: dim[1:]):
+            v0: f32[B, 4] = sigmoid(x)
+            v1: f32[B, 4] = mul(x, v0)
+            return {"y": v1}
+        """,
+    )
+
+
+def test_claimed_composites_stay(check: Check) -> None:
+    text = """
+        def main(x: f32[B, 4], *, B: dim[1:]):
+            v0: f32[B, 4] = silu(x)
+            return {"y": v0}
+        """
+    check(partial(decompose, keep={"silu"}), text, text)
+
+
+def test_canonicalise_reductions(check: Check) -> None:
+    check(
+        canonicalise_reductions,
+        """
+        def main(x: f32[B, 4, 2], *, B: dim[1:]):
+            v0: f32[B] = sum(x, axes=(1, 2), keepdims=False)
+            return {"y": v0}
+        """,
+        """
+        def main(x: f32[B, 4, 2], *, B: dim[1:]):
+            v0: f32[B, 1, 1] = sum(x, axes=(1, 2), keepdims=True)
+            v1: f32[B] = reshape(v0, dims=(B,))
+            return {"y": v1}
+        """,
+    )
+
+
+def test_pack_weights(check: Check) -> None:
+    check(
+        PACKING,
+        """
+        def main(x: f32[B, L, 6], *, B: dim[1:], L: dim[1:]):
+            v0: f32[40, 6] = weight(name="w", type=f32[40, 6])
+            v1: f32[40] = weight(name="b", type=f32[40])
+            v2: f32[B, L, 40] = linear(x, v0, v1)
+            return {"y": v2}
+        """,
+        """
+        def main(x: f32[B, L, 6], *, B: dim[1:], L: dim[1:]):
+            v0: f32[40, 6] = weight(name="w", type=f32[40, 6])
+            v1: f32[6, 40] = transpose(v0, perm=(1, 0))
+            v2: f32[2, 6, 32] = pack_panels(v1, panel=32)
+            v3: f32[B, L, 40] = packed_matmul(x, v2, columns=40)
+            v4: f32[40] = weight(name="b", type=f32[40])
+            v5: f32[B, L, 40] = broadcast(v4, dims=(B, L, 40))
+            v6: f32[B, L, 40] = add(v3, v5)
+            return {"y": v6}
+        """,
+    )
+
+
+def test_a_weight_on_the_left_moves_to_the_right(preserves: Check) -> None:
+    found = preserves(
+        PACKING,
+        """
+        def main(x: f32[B, 6, L], *, B: dim[1:], L: dim[1:]):
+            v0: f32[40, 6] = weight(name="w", type=f32[40, 6])
+            v1: f32[B, 40, 6] = broadcast(v0, dims=(B, 40, 6))
+            v2: f32[B, 40, L] = matmul(v1, x)
+            return {"y": v2}
+        """,
+    )
+    assert "packed_matmul" in {node.op.name for node in found.entries["main"].nodes}
+
+
+def test_rows_folded_for_a_product_unfold(preserves: Check) -> None:
+    found = preserves(
+        PACKING,
+        """
+        def main(x: f32[B, L, 6], *, B: dim[1:], L: dim[1:]):
+            v0: f32[6, 40] = weight(name="w", type=f32[6, 40])
+            v1: f32[B*L, 6] = reshape(x, dims=(B*L, 6))
+            v2: f32[B*L, 40] = matmul(v1, v0)
+            v3: f32[B, L, 40] = reshape(v2, dims=(B, L, 40))
+            return {"y": v3}
+        """,
+    )
+    assert "reshape" not in {node.op.name for node in found.entries["main"].nodes}
+
+
+def test_why_a_product_is_not_packed() -> None:
+    graph = parse_graph("""
+def main(x: f32[3, 6], w: f32[6, 40]):
+    v0: f32[3, 40] = matmul(x, w)
+    return {"y": v0}
+""")
+    (event,) = explain(Module({"main": graph}), "pack_weights").declined
+    assert str(event).endswith("declined: the right operand is computed by the model, not a weight")
+
+
+SUNK = {
+    "elementwise": (
+        "v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))",
+        "v1: f32[B, 8, L] = exp(v0)",
+        "v2: f32[B, L, 8] = transpose(v1, perm=(0, 2, 1))",
+    ),
+    "weight per channel": (
+        "w0: f32[8, 1] = weight(name='w', type=f32[8, 1])".replace("'", '"'),
+        "w1: f32[B, 8, L] = broadcast(w0, dims=(B, 8, L))",
+        "v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))",
+        "v1: f32[B, 8, L] = mul(v0, w1)",
+        "v2: f32[B, L, 8] = transpose(v1, perm=(0, 2, 1))",
+    ),
+    "slice, pad and concat": (
+        "v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))",
+        "v1: f32[B, 3, L] = slice(v0, starts=(0, 2, 0), stops=(B, 5, L), steps=(1, 1, 1))",
+        "v3: f32[B, 5, L] = pad(v1, low=(0, 1, 0), high=(0, 1, 0), value=1.0)",
+        "v4: f32[B, 13, L] = concat(v0, v3, axis=1)",
+        "v5: f32[B, 13, L] = flip(v4, axes=(2,))",
+        "v2: f32[B, L, 13] = transpose(v5, perm=(0, 2, 1))",
+    ),
+    "norm over channels": (
+        "v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))",
+        "v1: f32[B, 1, L] = sum(v0, axes=(1,), keepdims=True)",
+        "v3: f32[B, 8, L] = broadcast(v1, dims=(B, 8, L))",
+        "v4: f32[B, 8, L] = sub(v0, v3)",
+        "v2: f32[B, L, 8] = transpose(v4, perm=(0, 2, 1))",
+    ),
+    "unit dims": (
+        "v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))",
+        "v1: f32[B, 8, 1, L] = reshape(v0, dims=(B, 8, 1, L))",
+        "v3: f32[B, 8, 1, L] = exp(v1)",
+        "v4: f32[B, 8, L] = reshape(v3, dims=(B, 8, L))",
+        "v2: f32[B, L, 8] = transpose(v4, perm=(0, 2, 1))",
+    ),
+    "cumulative sum": (
+        "v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))",
+        "v1: f32[B, 8, L] = cumsum(v0, axis=2)",
+        "v2: f32[B, L, 8] = transpose(v1, perm=(0, 2, 1))",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SUNK)
+def test_transposes_meet_their_inverse(case: str, preserves: Check) -> None:
+    lines = "\n    ".join(SUNK[case])
+    text = f'def main(x: f32[B, L, 8], *, B: dim[1:], L: dim[1:]):\n    {lines}\n    return {{"y": v2}}'
+    found = preserves(sink_transposes, text)
+    assert "transpose" not in {node.op.name for node in found.entries["main"].nodes}
+
+
+def test_a_transpose_is_not_added_where_none_was() -> None:
+    graph = parse_graph("""
+def main(x: f32[4, 4], y: f32[4, 4]):
+    v0: f32[4, 4] = transpose(x, perm=(1, 0))
+    v1: f32[4, 4] = add(v0, y)
+    return {"y": v1}
+""")
+    module = Module({"main": graph})
+    assert sink_transposes(module).entries["main"] == graph
+    (event,) = explain(module, "sink_transposes").declined
+    assert "would need a transpose of its own" in event.reason
+
+
+COMPLEX = {
+    "arithmetic": "v0: c64[B, 3] = mul(x, y)\n    v1: c64[B, 3] = sub(v0, x)\n    r: c64[B, 3] = div(v1, y)",
+    "functions": "v0: c64[B, 3] = exp(x)\n    v1: c64[B, 3] = log(v0)\n    r: c64[B, 3] = sqrt(v1)",
+    "waves": "v0: c64[B, 3] = sin(x)\n    v1: c64[B, 3] = cos(y)\n    r: c64[B, 3] = add(v0, v1)",
+    "to real": "r: f32[B, 3] = abs(x)",
+    "from real": "v0: f32[B, 3] = imag(x)\n    r: c64[B, 3] = cast(v0, dtype=c64)",
+    "movement": "v0: c64[3, B] = transpose(x, perm=(1, 0))\n    r: c64[5, B] = pad(v0, low=(1, 0), high=(1, 0), value=2.0)",
+    "product": "v0: c64[3, B] = transpose(y, perm=(1, 0))\n    r: c64[B, B] = matmul(x, v0)",
+    "composite": "v0: c64[B, 3] = conj(x)\n    r: c64[B] = mean(v0, axes=(1,))",
+    "sum": "r: c64[B] = sum(x, axes=(1,))",
+    "comparison": "r: bool[B, 3] = eq(x, y)",
+    "constant": "v0: c64[3] = constant(value=array(c64, [1.0, 2.0, 3.0]))\n    v1: c64[B, 3] = broadcast(v0, dims=(B, 3))\n"
+    "    r: c64[B, 3] = mul(x, v1)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", COMPLEX)
+def test_complex_tensors_become_pairs(case: str, preserves: Check) -> None:
+    text = f'def main(x: c64[B, 3], y: c64[B, 3], *, B: dim[1:]):\n    {COMPLEX[case]}\n    return {{"y": r}}'
+    found = preserves(lower_complex, text)
+    assert not any(t.dtype.is_complex for node in found.entries["main"].nodes for t in node.types)
+
+
+def test_complex_scans_carry_pairs(preserves: Check) -> None:
+    found = preserves(
+        lower_complex,
+        """
+        def main(a: c64[L, 3], b: c64[L, 3], h: c64[3], *, L: dim[1:]):
+            v0, v1 = linear_scan(a, b, h, axis=0, reverse=False)
+            return {"h": v1, "y": v0}
+        """,
+    )
+    assert not any(t.dtype.is_complex for node in found.entries["main"].nodes for t in node.types)

@@ -1,0 +1,153 @@
+"""The whole pipeline keeps meaning, whatever the graph; its stages can be watched and stopped."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coilc.ir import CoilError, Graph, InputError, Module, Value, ops, symbol, verify
+from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
+from coilc.ir.types import DTYPES, TensorType
+from coilc.passes import plan_memory, run_pipeline
+from coilc.passes.plan_memory import MemoryPlan, root, slot_bytes
+
+from .conftest import SIZES, assert_same_results, module_of
+
+CLAIMS = frozenset({"packed_matmul", "causal_conv1d", "selective_scan"})
+UNARY = ("exp", "tanh", "neg", "sigmoid", "abs", "silu")
+BINARY = ("add", "sub", "mul", "maximum")
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Random graphs over f32[B, L, 4]: arithmetic, movement, reductions, products, outputs anywhere."""
+    batch, length = symbol("B"), symbol("L")
+    type_ = TensorType(DTYPES["f32"], (batch, length, 4))
+    inputs = tuple(ops.input_(name=f"x{i}", type=type_) for i in range(2))
+    weights = tuple(ops.weight(name=f"w{i}", type=TensorType(DTYPES["f32"], (4, 4))) for i in range(2))
+    values: list[Value] = [*inputs, ops.mul(inputs[0], 0.5)]
+    for _ in range(draw(st.integers(1, 14))):
+        x, y = (draw(st.sampled_from(values)) for _ in range(2))
+        values.append(draw_step(draw, x, y, weights))
+    count = draw(st.integers(1, 3))
+    outputs = tuple((f"y{i}", draw(st.sampled_from(values[-6:]))) for i in range(count))
+    return Graph("main", inputs, outputs, (("B", (1, None)), ("L", (1, 64))))
+
+
+def draw_step(draw: st.DrawFn, x: Value, y: Value, weights: tuple[Value, ...]) -> Value:
+    """One more value of the same type."""
+    kind = draw(
+        st.sampled_from(("unary", "binary", "norm", "softmax", "shift", "transpose", "linear", "length", "conv"))
+    )
+    if kind == "unary":
+        return getattr(ops, draw(st.sampled_from(UNARY)))(ops.mul(x, 0.5))
+    if kind == "binary":
+        return getattr(ops, draw(st.sampled_from(BINARY)))(x, y)
+    if kind == "norm":
+        spread = ops.sqrt(ops.add(ops.mean(ops.mul(x, x), axes=(2,), keepdims=True), 1.0))
+        return ops.div(y, spread)
+    if kind == "softmax":
+        return ops.softmax(x, axis=draw(st.integers(0, 2)))
+    if kind == "shift":
+        padded = ops.pad(x, low=(0, 1, 0), high=(0, 0, 0), value=0.0)
+        return ops.slice_axis(padded, 1, 0, x.dims[1])
+    if kind == "transpose":
+        swapped = ops.exp(ops.neg(ops.abs(ops.transpose(x, perm=(0, 2, 1)))))
+        return ops.transpose(swapped, perm=(0, 2, 1))
+    if kind == "linear":
+        rows = ops.reshape(x, dims=(x.dims[0] * x.dims[1], 4))
+        product = ops.linear(rows, draw(st.sampled_from(weights)))
+        return ops.mul(ops.reshape(product, dims=x.dims), 0.25)
+    if kind == "length":
+        return ops.sub(x, ops.mean(y, axes=(1,), keepdims=True))
+    taps = ops.mul(draw(st.sampled_from(weights)), 0.5)
+    convolved, state = ops.causal_conv1d(x, taps, optional=(), activation="silu")
+    return ops.add(convolved, ops.sum(state, axes=(1,), keepdims=True)) if draw(st.booleans()) else convolved
+
+
+@given(graphs(), st.sampled_from((frozenset(), CLAIMS)))
+def test_random_graphs_keep_their_meaning(graph: Graph, claims: frozenset[str]) -> None:
+    rng = np.random.default_rng(0)
+    weights = {f"w{i}": rng.standard_normal((4, 4)).astype(np.float32) for i in range(2)}
+    module = Module({"main": graph}, weights)
+    result = run_pipeline(module, claims)
+    assert_same_results(module, result, rng)
+    for node in result.entries["main"].nodes:
+        if node.op.name == "fused":
+            check_body(node.attrs["body"])
+    check_plan(result.entries["main"])
+
+
+def check_body(body: Graph) -> None:
+    """A fused body has one of the forms that the code generator lowers."""
+    assert [v.node.attrs["name"] for v in body.inputs] == [f"x{i}" for i in range(len(body.inputs))]
+    assert [name for name, _ in body.outputs] == [f"y{i}" for i in range(len(body.outputs))]
+    nodes = [node for node in body.nodes if STRUCTURAL not in node.op.traits]
+    assert not any(node.op.name == "weight" for node in body.nodes)
+    heavy = [n for n in nodes if not n.op.traits & {ELEMENTWISE, MOVEMENT}]
+    if not heavy:
+        assert len({v.dims for v in body.results}) == 1
+    elif all(REDUCTION in n.op.traits for n in heavy):
+        spaces = {(n.inputs[0].dims, n.attrs["axes"], n.types[0].dims) for n in heavy}
+        assert len(spaces) == 1
+        ((space, axes, rows),) = spaces
+        trailing = axes == tuple(range(len(space) - len(axes), len(space)))
+        assert len(heavy) == 1 or trailing
+        allowed = {space, rows} if trailing else {rows}
+        assert {v.dims for v in body.results} <= allowed
+    else:
+        assert len(heavy) == 1
+
+
+def check_plan(graph: Graph) -> MemoryPlan:
+    """Run the plan's life times: no value may be overwritten before its last reader."""
+    plan = plan_memory(graph)
+    content: dict[int, Value] = {}
+    stored = {v for v in plan.placement if v.op.name == "fused"}
+    for node in graph.nodes:
+        if node.op.name != "fused":
+            continue
+        for value in node.inputs:
+            base = root(value)
+            assert base not in stored or content[plan.placement[base]] == base
+        for value in node.results:
+            if value in plan.placement:
+                slot = plan.placement[value]
+                content[slot] = value
+                size = value.type.substitute(SIZES).bytes
+                assert isinstance(size, int)
+                assert size <= slot_bytes(plan.slots[slot], SIZES)
+        assert len({plan.placement[v] for v in node.results if v in plan.placement}) == sum(
+            v in plan.placement for v in node.results
+        )
+    assert not set(plan.placement) & set(graph.results)
+    return plan
+
+
+SMALL = """
+def main(x: f32[B, 4], *, B: dim[1:]):
+    v0: f32[B, 4] = silu(x)
+    return {"y": v0}
+"""
+
+
+def test_stages_can_be_watched_and_stopped() -> None:
+    module = module_of(SMALL, np.random.default_rng(0))
+    seen: list[str] = []
+    run_pipeline(module, stop_after="recognise", observe=lambda name, _: seen.append(name))
+    assert seen == ["input", "clean", "recognise"]
+
+
+def test_an_unknown_stage_is_named() -> None:
+    with pytest.raises(InputError, match="there is no stage 'fusion'; the stages are clean, recognise, "):
+        run_pipeline(module_of(SMALL, np.random.default_rng(0)), stop_after="fusion")
+
+
+def test_a_broken_promise_names_its_stage() -> None:
+    from coilc.passes.pipeline import Stage, run_stage
+
+    stage = Stage("decompose", verify.core_or_claimed(()), ())
+    with pytest.raises(CoilError, match="after stage 'decompose': composite op 'silu' is left"):
+        run_stage(stage, module_of(SMALL, np.random.default_rng(0)))

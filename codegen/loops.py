@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -50,99 +51,92 @@ def lane_count(k: Kernel, vectors: int) -> int:
     return vectors * k.target.lanes(64 if wide else 32)
 
 
-def vector_loop(
-    k: Kernel,
-    extent: Dim,
-    lanes: int,
-    body: Callable[[Expr], None],
-    *,
-    overlap: bool = False,
-    part: tuple[Expr, Expr] | None = None,
-    tail: Callable[[Expr], None] | None = None,
-) -> None:
-    """Run ``body(j)`` for 0 <= j < extent, ``lanes`` at a time.
+def lanes(width: int, body: Callable[[Expr], None]) -> None:
+    """Run ``body`` for 0 <= lane < width as vector code; ``width`` is a power of two."""
+    if width == 1:
+        body(index(0))
+        return
+    with T.vectorized(index(0), index(width)) as lane:
+        body(lane)
+
+
+@dataclass(frozen=True)
+class Span:
+    """The part ``start <= j < stop`` of an axis; a bound is a multiple of the vector width or the extent itself."""
+
+    extent: Dim
+    start: Expr
+    stop: Expr
+    whole: bool = False
+
+
+def whole_axis(k: Kernel, extent: Dim) -> Span:
+    return Span(extent, index(0), k.extent(extent), whole=True)
+
+
+Block = Callable[[Expr, int], None]
+
+
+def blocks(span: Span, width: int, body: Block, *, overlap: bool = False) -> None:
+    """Run ``body(start, width)`` over a span: full vectors, then a tail.
 
     Args:
-        overlap: computing an element twice is harmless, so that a last full vector can end at the extent.
-        part: cover only start <= j < stop; a start is a multiple of ``lanes``, a stop too or the extent.
-        tail: what to do for a single element that no vector covers, when that is not ``body``.
+        overlap: computing an element twice is harmless, so that the last vector may start early and end at the extent.
+            Otherwise the tail is made of narrower vectors, or of single elements where the extent is a symbol.
     """
-    start, stop = part or (index(0), k.extent(extent))
-    length = extent if part is None and isinstance(extent, int) else None
-    if length is None or length >= 2 * lanes:
-        with T.serial(index(0), tirx.floordiv(stop - start, index(lanes))) as i:
-            _vector(start + i * index(lanes), lanes, body)
-    elif length >= lanes:
-        _vector(start, lanes, body)
-    if extent % lanes == 0:
+    known = span.extent if isinstance(span.extent, int) and span.whole else None
+    if known is None or known >= 2 * width:
+        with T.serial(index(0), tirx.floordiv(span.stop - span.start, index(width))) as i:
+            body(span.start + i * index(width), width)
+    elif known >= width:
+        body(span.start, width)
+    if span.extent % width == 0:
         return
-    if isinstance(extent, int):
-        _static_tail(k, extent, lanes, body, overlap, part, tail or body)
+    if isinstance(span.extent, int):
+        _static_tail(span, span.extent, width, body, overlap)
     else:
-        _dynamic_tail(k, extent, lanes, body, overlap, (start, stop), tail or body)
+        _dynamic_tail(span, width, body, overlap)
 
 
-def _vector(start: Expr, lanes: int, body: Callable[[Expr], None]) -> None:
-    if lanes == 1:
-        body(start)
+def _static_tail(span: Span, extent: int, width: int, body: Block, overlap: bool) -> None:
+    if span.whole:
+        _tail_of(extent, width, body, overlap)
         return
-    with T.vectorized(index(0), index(lanes)) as j:
-        body(start + j)
+    with T.If(span.stop == index(extent)), T.Then():
+        _tail_of(extent, width, body, overlap)
 
 
-def _static_tail(
-    k: Kernel,
-    extent: int,
-    lanes: int,
-    body: Callable[[Expr], None],
-    overlap: bool,
-    part: tuple[Expr, Expr] | None,
-    tail: Callable[[Expr], None],
-) -> None:
-    def write() -> None:
-        if overlap and extent >= lanes:
-            _vector(index(extent - lanes), lanes, body)
-            return
-        done, width = extent - extent % lanes, lanes // 2
-        while done < extent:
-            if width >= 4 and extent - done >= width:
-                _vector(index(done), width, body)
-                done += width
-            elif width >= 4:
-                width //= 2
-            else:
-                with T.serial(index(done), index(extent)) as j:
-                    tail(j)
-                done = extent
-
-    if part is None:
-        write()
+def _tail_of(extent: int, width: int, body: Block, overlap: bool) -> None:
+    if overlap and extent >= width:
+        body(index(extent - width), width)
         return
-    with T.If(part[1] == index(extent)), T.Then():
-        write()
+    done = extent - extent % width
+    while extent - done >= 4:
+        narrow = 1 << (extent - done).bit_length() - 1
+        body(index(done), narrow)
+        done += narrow
+    if done < extent:
+        with T.serial(index(done), index(extent)) as j:
+            body(j, 1)
 
 
-def _dynamic_tail(
-    k: Kernel,
-    extent: Dim,
-    lanes: int,
-    body: Callable[[Expr], None],
-    overlap: bool,
-    part: tuple[Expr, Expr],
-    tail: Callable[[Expr], None],
-) -> None:
-    start, stop = part
-    done = start + tirx.floordiv(stop - start, index(lanes)) * index(lanes)
+def _dynamic_tail(span: Span, width: int, body: Block, overlap: bool) -> None:
+    done = span.start + tirx.floordiv(span.stop - span.start, index(width)) * index(width)
 
-    def scalars() -> None:
-        with T.serial(done, stop) as j:
-            tail(j)
+    def singles() -> None:
+        with T.serial(done, span.stop) as j:
+            body(j, 1)
 
     if not overlap:
-        scalars()
+        singles()
         return
-    with T.If(done < stop), T.Then(), T.If(stop >= index(lanes)):
+    with T.If(done < span.stop), T.Then(), T.If(span.stop >= index(width)):
         with T.Then():
-            _vector(stop - index(lanes), lanes, body)
+            body(span.stop - index(width), width)
         with T.Else():
-            scalars()
+            singles()
+
+
+def vector_loop(span: Span, width: int, body: Callable[[Expr], None]) -> None:
+    """Run ``body(j)`` for every j of the span, in vectors; elements may be computed twice."""
+    blocks(span, width, lambda start, w: lanes(w, lambda lane: body(start + lane)), overlap=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import tirx
 
-from coilc.ir import Graph
+from coilc.ir import Graph, UnsupportedError
+from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, STRUCTURAL
 
 from .collapse import collapse_axes
-from .kernel import build_kernel
+from .kernel import Kernel, build_kernel
 from .kernels import ANCHORS
 from .pointwise import emit_pointwise
+from .rows import emit_rows, is_row
 from .target import Target
 
 
@@ -19,7 +23,17 @@ def lower_body(body: Graph, name: str, target: Target) -> tirx.PrimFunc:
     Raises:
         UnsupportedError: no lowering takes this body; the fusion pass does not make such bodies.
     """
-    anchor = next((node for node in body.nodes if node.op in ANCHORS), None)
-    if anchor is not None:
-        return build_kernel(body, name, target, ANCHORS[anchor.op])
-    return build_kernel(collapse_axes(body), name, target, emit_pointwise)
+    body, emit = choose(body)
+    return build_kernel(body, name, target, emit)
+
+
+def choose(body: Graph) -> tuple[Graph, Callable[[Kernel], None]]:
+    """The body in the form that its lowering wants, and that lowering."""
+    anchors = [node for node in body.nodes if not node.op.traits & {ELEMENTWISE, MOVEMENT, STRUCTURAL}]
+    if not anchors:
+        return collapse_axes(body), emit_pointwise
+    if is_row(body):
+        return collapse_axes(body), emit_rows
+    if len(anchors) == 1 and anchors[0].op in ANCHORS:
+        return body, ANCHORS[anchors[0].op]
+    raise UnsupportedError(f"no kernel has {', '.join(node.op.name for node in anchors)} in one body", anchors[0].location)

@@ -113,7 +113,9 @@ class Reader:
 
     def load(self, value: Value, indices: Indices) -> Expr:
         """The element of a value in memory."""
-        return decode(self.buffers[value][self.offset(indices, value.dims)], value.type.dtype)
+        buffer = self.buffers[value]
+        place = [self.offset(indices, value.dims)] if len(buffer.shape) == 1 else list(indices)
+        return decode(buffer[place[0] if len(place) == 1 else tuple(place)], value.type.dtype)
 
     def offset(self, indices: Indices, dims: Dims) -> Expr:
         """The row-major position of a multi-index."""

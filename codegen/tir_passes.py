@@ -16,7 +16,6 @@ PIPELINE = "coilc"
 _PASSES = (
     tirx.transform.FlattenBuffer(),
     tirx.transform.VectorizeLoop(True),
-    tirx.transform.StorageRewrite(),
     tirx.transform.UnrollLoop(),
     tirx.transform.VerifyMemory(),
     tirx.transform.AnnotateEntryFunc(),

@@ -1,0 +1,85 @@
+"""Accumulators of reductions: a vector of partial results, and the step that combines two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import DType, OpDef, ops
+
+from .elementwise import maximum, minimum
+from .loops import lanes
+from .reader import index
+from .scalar import Expr, bind, compute_dtype
+
+
+def _lowest(dtype: DType) -> float:
+    return -np.inf if dtype.is_float else 0 if dtype.kind == "bool" else int(np.iinfo(dtype.numpy).min)
+
+
+def _highest(dtype: DType) -> float:
+    return np.inf if dtype.is_float else 1 if dtype.kind == "bool" else int(np.iinfo(dtype.numpy).max)
+
+
+# op: the neutral element, and how two partial results combine
+STEPS: Mapping[OpDef, tuple[Callable[[DType], float], Callable[[Expr, Expr], Expr]]] = {
+    ops.sum: (lambda _: 0, lambda a, b: a + b),
+    ops.prod: (lambda _: 1, lambda a, b: a * b),
+    ops.max: (_lowest, maximum),
+    ops.min: (_highest, minimum),
+}
+
+
+def register_dtype(dtype: DType) -> str:
+    """The type of an accumulator: bools are bytes, half precision is fp32."""
+    return "uint8" if dtype.kind == "bool" else compute_dtype(dtype)
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """``width`` partial results of one reduction in local memory, which the compiler keeps in registers."""
+
+    op: OpDef
+    dtype: DType
+    width: int
+    buffer: tirx.Buffer
+
+    @staticmethod
+    def open(op: OpDef, dtype: DType, width: int) -> Accumulator:
+        """Allocate in the open frame and fill with the neutral element."""
+        buffer = T.alloc_buffer((width,), register_dtype(dtype), scope="local")
+        start = tirx.const(STEPS[op][0](dtype), register_dtype(dtype))
+        lanes(width, lambda lane: T.buffer_store(buffer, start, [lane]))
+        return Accumulator(op, dtype, width, buffer)
+
+    def add(self, lane: Expr, value: Expr) -> None:
+        """Combine a value, in its compute type, into one lane."""
+        if self.dtype.kind == "bool":
+            value = T.Cast("uint8", value)
+        T.buffer_store(self.buffer, STEPS[self.op][1](self.buffer[lane], value), [lane])
+
+    def lane(self, lane: Expr) -> Expr:
+        """One partial result, in the compute type."""
+        return self._typed(self.buffer[lane])
+
+    def total(self) -> Expr:
+        """All lanes combined, halving the vector at each step."""
+        width = self.width
+        if width == 1:
+            return bind(self._typed(self.buffer[index(0)]))
+        vector = bind(self.buffer[tirx.Ramp(index(0), index(1), width)])
+        while width > 2:
+            width //= 2
+            dtype = f"{register_dtype(self.dtype)}x{width}"
+            vector = bind(STEPS[self.op][1](T.vectorlow(dtype, vector), T.vectorhigh(dtype, vector)))
+        first, second = (bind(tirx.Shuffle.extract_element(vector, i)) for i in (0, 1)) if hasattr(
+            tirx.Shuffle, "extract_element"
+        ) else (bind(tirx.Shuffle([vector], [i])) for i in (0, 1))
+        return bind(self._typed(STEPS[self.op][1](first, second)))
+
+    def _typed(self, value: Expr) -> Expr:
+        return T.Cast("bool", value) if self.dtype.kind == "bool" else value

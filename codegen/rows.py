@@ -1,0 +1,230 @@
+"""Row bodies: reductions over the trailing axes of one space, and everything pointwise around them.
+
+A task is one row. Each reduction is a loop over the row that recomputes what it reads from the inputs, which are in
+cache; results per row stay in registers. An expensive value that later loops need again, such as the exponential of a
+softmax, is kept in the output's own row until the last loop overwrites it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import Graph, Value
+from coilc.ir import dims as d
+
+from coilc.ir.dims import Dims
+from coilc.ir.opdef import REDUCTION
+
+from .accumulate import Accumulator
+from .kernel import Kernel
+from .loops import blocks, for_each_task, lane_count, lanes, whole_axis
+from .reader import index
+from .scalar import Expr
+
+EXPENSIVE = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tan", "atan", "tanh", "erf", "sigmoid", "pow", "atan2", "div"})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The structure of a row body."""
+
+    body: Graph
+
+    @cached_property
+    def reductions(self) -> tuple[Value, ...]:
+        return tuple(node.results[0] for node in self.body.nodes if REDUCTION in node.op.traits)
+
+    @cached_property
+    def space(self) -> Dims:
+        """Dims of everything that is not per row."""
+        return self.reductions[0].node.inputs[0].dims
+
+    @cached_property
+    def split(self) -> int:
+        """The first reduced axis."""
+        return min(self.reductions[0].node.attrs["axes"])
+
+    @property
+    def outer(self) -> Dims:
+        return self.space[: self.split]
+
+    @property
+    def inner(self) -> Dims:
+        return self.space[self.split :]
+
+    @cached_property
+    def needs(self) -> dict[Value, frozenset[Value]]:
+        """For each value, the reductions that it is computed from, itself included."""
+        found: dict[Value, frozenset[Value]] = {}
+        for node in self.body.nodes:
+            own = frozenset(node.results if REDUCTION in node.op.traits else ())
+            found.update(dict.fromkeys(node.results, own.union(*(found[v] for v in node.inputs))))
+        return found
+
+    @cached_property
+    def stages(self) -> tuple[tuple[Value, ...], ...]:
+        """Reductions that can share a loop, in the order of the loops."""
+        depth: dict[Value, int] = {}
+        for value in self.reductions:
+            depth[value] = 1 + max((depth[v] for v in self.needs[value] if v is not value and v in depth), default=0)
+        return tuple(
+            tuple(v for v in self.reductions if depth[v] == stage) for stage in range(1, max(depth.values()) + 1)
+        )
+
+    def is_per_row(self, value: Value) -> bool:
+        """Whether a value is one number per row, worth keeping in a register."""
+        rank = len(self.space)
+        return (
+            value.type.rank == rank
+            and value.dims[: self.split] == self.outer
+            and all(dim == 1 for dim in value.dims[self.split :])
+            and value.op.name not in ("constant", "broadcast", "input")
+        )
+
+    @cached_property
+    def kept(self) -> dict[Value, int]:
+        """Values to store once and read again, and the output whose memory holds them until the last loop.
+
+        The first stage that needs such a value computes it, so it must not be needed at other indices.
+        """
+        free = [
+            i
+            for i, v in enumerate(self.body.results)
+            if v.dims == self.space and v.type.dtype.name == "f32" and v.type.rank > 1
+        ]
+        found: dict[Value, int] = {}
+        for stage in self.stages:
+            for reduction in stage:
+                for value in self._operands_in_place(reduction.node.inputs[0]):
+                    if free and value not in found and self._pays(value, stage):
+                        found[value] = free.pop()
+        return found
+
+    def _pays(self, value: Value, stage: tuple[Value, ...]) -> bool:
+        later = [v.node.inputs[0] for s in self.stages if s is not stage for v in s] + list(self.body.results)
+        used_again = any(value in self._operands_in_place(root) for root in later)
+        return value.op.name in EXPENSIVE and value.type.dtype.name in ("f32", "f16", "bf16") and used_again
+
+    def _operands_in_place(self, root: Value) -> Iterator[Value]:
+        """Values that ``root`` reads at its own indices."""
+        pending, seen = [root], set()
+        while pending:
+            value = pending.pop()
+            if value in seen or value.dims != self.space:
+                continue
+            seen.add(value)
+            yield value
+            if value.op.name not in ("input", "constant") and "elementwise" in value.op.traits:
+                pending.extend(value.node.inputs)
+
+
+def is_row(body: Graph) -> bool:
+    """Whether all reductions are over the same trailing axes of one space, with ``keepdims``."""
+    reductions = [node for node in body.nodes if REDUCTION in node.op.traits]
+    shapes = {node.inputs[0].dims for node in reductions}
+    axes = {tuple(sorted(node.attrs["axes"])) for node in reductions}
+    if len(shapes) != 1 or len(axes) != 1 or not all(node.attrs["keepdims"] for node in reductions):
+        return False
+    rank, reduced = len(next(iter(shapes))), next(iter(axes))
+    return reduced == tuple(range(rank - len(reduced), rank)) and all(v.type.rank == rank for v in body.results)
+
+
+def emit_rows(k: Kernel) -> None:
+    """One task per row."""
+    rows = Rows(k.body)
+    for_each_task(k, d.size(rows.outer), d.size(rows.space), lambda p: _Row(k, rows, p).emit())
+
+
+class _Row:
+    """The code of one row."""
+
+    def __init__(self, k: Kernel, rows: Rows, p: Expr) -> None:
+        self.k, self.rows = k, rows
+        self.place = k.reader.unravel(p, rows.outer)
+        self.width = lane_count(k, vectors=4)
+        inner = rows.inner[-1]
+        while isinstance(inner, int) and self.width > max(inner, 1):
+            self.width //= 2
+
+    def emit(self) -> None:
+        self.k.reader.fixed.clear()
+        for value in self.rows.kept:
+            self.k.reader.buffers.pop(value, None)
+        for stage in self.rows.stages:
+            self._reduce(stage)
+        self._write()
+
+    def _reduce(self, stage: tuple[Value, ...]) -> None:
+        """One loop over the row for all reductions of a stage."""
+        self._name_row_values()
+        totals = [Accumulator.open(v.op, v.type.dtype, self.width) for v in stage]
+        keep = [v for v in self.rows.kept if v not in self.k.reader.buffers and self._is_first(v, stage)]
+
+        def block(rest: list[Expr], start: Expr, width: int) -> None:
+            def element(lane: Expr) -> None:
+                indices = [*self.place, *rest, start + lane]
+                for value in keep:
+                    self.k.store(self.rows.kept[value], indices, self.k.reader.read(value, indices))
+                for value, total in zip(stage, totals, strict=True):
+                    total.add(lane, self.k.reader.read(value.node.inputs[0], indices))
+
+            lanes(width, element)
+
+        self._over_row(block)
+        for value, total in zip(stage, totals, strict=True):
+            self.k.reader.fixed[value] = total.total()
+        for value in keep:
+            self.k.reader.buffers[value] = self.k.outputs[self.rows.kept[value]]
+
+    def _is_first(self, value: Value, stage: tuple[Value, ...]) -> bool:
+        return any(value in self.rows._operands_in_place(v.node.inputs[0]) for v in stage)
+
+    def _over_row(self, block: Callable[[list[Expr], Expr, int], None], *, overlap: bool = False) -> None:
+        """The innermost axis in vectors, inside serial loops over the other reduced axes."""
+        *middle, last = self.rows.inner
+
+        def nest(rest: list[Expr]) -> None:
+            if len(rest) < len(middle):
+                with T.serial(index(0), self.k.extent(middle[len(rest)])) as i:
+                    nest([*rest, i])
+            else:
+                span = whole_axis(self.k, last)
+                blocks(span, self.width, lambda start, width: block(rest, start, width), overlap=overlap)
+
+        nest([])
+
+    def _name_row_values(self) -> None:
+        """Evaluate once per row, outside the loop, what is one number per row."""
+        known = self.k.reader.fixed.keys()
+        for node in self.rows.body.nodes:
+            for value in node.results:
+                if self.rows.is_per_row(value) and self.rows.needs[value] <= known:
+                    self.k.reader.read(value, self._row_indices())
+
+    def _row_indices(self) -> list[Expr]:
+        return [*self.place, *(index(0) for _ in self.rows.inner)]
+
+    def _write(self) -> None:
+        self._name_row_values()
+        whole = [i for i, v in enumerate(self.k.body.results) if v.dims == self.rows.space]
+        for i, value in enumerate(self.k.body.results):
+            if i not in whole:
+                self.k.store(i, self._row_indices(), self.k.reader.read(value, self._row_indices()))
+        # Rewriting an element is harmless unless its old content, a kept value, is needed for that.
+        overlap = not self.rows.kept
+
+        def block(rest: list[Expr], start: Expr, width: int) -> None:
+            def element(lane: Expr) -> None:
+                indices = [*self.place, *rest, start + lane]
+                values = [(i, self.k.reader.read(self.k.body.results[i], indices)) for i in whole]
+                for i, value in values:
+                    self.k.store(i, indices, value)
+
+            lanes(width, element)
+
+        if whole:
+            self._over_row(block, overlap=overlap)

@@ -104,9 +104,14 @@ def exp2(t: Expr) -> Expr:
     """2**t; zero below 2**-126."""
     if _wide(t):
         return bind(intrinsic("llvm.exp2", t))
-    whole, shifted = _split(t)
-    result = _scaled(polynomial(EXP2, bind(t - whole)), shifted)
+    result = exp2_in_range(t)
     return bind(select(t >= const(128.0, t), const(inf, t), select(t < const(-126.0, t), const(0.0, t), result)))
+
+
+def exp2_in_range(t: Expr) -> Expr:
+    """2**t in fp32 for -126 <= t < 128."""
+    whole, shifted = _split(t)
+    return _scaled(polynomial(EXP2, bind(t - whole)), shifted)
 
 
 def exp(x: Expr, *, nonpositive: bool = False) -> Expr:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvm import DataType, tirx
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Value
@@ -152,25 +152,24 @@ def _dot_products(k: Anchor, tile: Tile, sums: tirx.Buffer, at: Sequence[Expr], 
     whole = tirx.truncdiv(inner, i64(width))
     valid = tirx.min(k.extent(k.dims(Y)[-1]) - column, i64(width))
     with serial(valid) as j, serial(rows) as i:
-        parts, total = local((width,), tile.dtype), local((1,), tile.dtype)
+        parts = local((width,), tile.dtype)
         with lanes(width) as lane:
             T.buffer_store(parts, zero, [lane])
         with serial(whole) as step, lanes(width) as lane:
             n = step * i64(width) + lane
             T.buffer_store(parts, parts[lane] + k.read(X, *at, i, n) * k.read(Y, *at, n, column + j), [lane])
-        T.buffer_store(total, horizontal_sum(parts, width), [0])
+        sum_lanes(parts, width)
         with serial(inner, start=whole * i64(width)) as n:
-            T.buffer_store(total, total[0] + k.read(X, *at, i, n) * k.read(Y, *at, n, column + j), [0])
-        T.buffer_store(sums, total[0], [i, j])
+            T.buffer_store(parts, parts[0] + k.read(X, *at, i, n) * k.read(Y, *at, n, column + j), [0])
+        T.buffer_store(sums, parts[0], [i, j])
 
 
-def horizontal_sum(buffer: tirx.Buffer, width: int) -> Expr:
-    """Sum of the first ``width`` elements of a local buffer (reassociated)."""
-    vector = buffer[tirx.Ramp(tirx.IntImm("int32", 0), tirx.IntImm("int32", 1), width)]
-    if DataType(buffer.dtype).type_code == 2:
-        name = T.llvm_lookup_intrinsic_id("llvm.vector.reduce.fadd")
-        return T.call_llvm_pure_intrin(buffer.dtype, name, tirx.const(0, buffer.dtype), vector)
-    return T.call_llvm_pure_intrin(buffer.dtype, T.llvm_lookup_intrinsic_id("llvm.vector.reduce.add"), vector)
+def sum_lanes(buffer: tirx.Buffer, width: int) -> None:
+    """Add up a power-of-two number of elements by halves, into the first one."""
+    while width > 1:
+        width //= 2
+        with lanes(width) as j:
+            T.buffer_store(buffer, buffer[j] + buffer[j + i64(width)], [j])
 
 
 def inner_is_contiguous(value: Value) -> bool:

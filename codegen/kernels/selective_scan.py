@@ -14,8 +14,8 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import UnsupportedError
 from coilc.ir import dims as d
 
-from ..math import exp2, silu, softplus
-from ..scalar import Expr
+from ..math import exp2, exp2_in_range, silu, softplus
+from ..scalar import Expr, bind, const, dtype_name, select
 from .anchor import Anchor
 from .loops import Blocks, lanes, local, parallel, product, serial, unravel
 
@@ -66,7 +66,7 @@ def _step(k: Anchor, at: tuple[Expr, Expr, Expr, Expr], h: tirx.Buffer, rates: t
     with serial(states) as n:
         with lanes(width) as j:
             inflow = dtx[j] * k.read(B, b, t, g, n, dtype=dtype)
-            T.buffer_store(h, exp2(dt[j] * rates[n, j]) * h[n, j] + inflow, [n, j])
+            T.buffer_store(h, _decay(dt[j] * rates[n, j]) * h[n, j] + inflow, [n, j])
         with lanes(width) as j:
             T.buffer_store(y, y[j] + h[n, j] * k.read(C, b, t, g, n, dtype=dtype), [j])
     if k.has("z"):
@@ -74,6 +74,14 @@ def _step(k: Anchor, at: tuple[Expr, Expr, Expr, Expr], h: tirx.Buffer, rates: t
             T.buffer_store(y, y[j] * silu(k.read("z", b, t, first + j, dtype=dtype)), [j])
     with lanes(width) as j:
         k.store(0, [b, t, first + j], y[j])
+
+
+def _decay(t: Expr) -> Expr:
+    """2**t, saturated at the ends of the exponent range of fp32: two operations less than exact zero and infinity."""
+    if dtype_name(t) == "float64":
+        return exp2(t)
+    t = bind(select(t < const(-126.0, t), const(-126.0, t), t))
+    return exp2_in_range(bind(select(t > const(127.9, t), const(127.9, t), t)))
 
 
 def _step_size(k: Anchor, b: Expr, t: Expr, channel: Expr, dtype: str) -> Expr:

@@ -40,9 +40,9 @@ class Compiled:
         outputs = [np.empty(s, v.type.dtype.numpy) for s, v in zip(shapes, self.body.results, strict=True)]
         for output in outputs:
             output.fill(np.nan if output.dtype.kind in "fV" else 77)
-        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*arrays, *outputs)]
+        memory = (*arrays, *outputs)  # kept alive by the call
         extents = [bindings[name] for name in self.symbols]
-        return outputs, lambda: self.function(*pointers, *extents)
+        return outputs, lambda: self.function(*(ctypes.c_void_p(a.ctypes.data) for a in memory), *extents)
 
     def __call__(self, *arrays: np.ndarray) -> list[np.ndarray]:
         outputs, call = self.prepare(arrays)

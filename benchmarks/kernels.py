@@ -1,0 +1,211 @@
+"""Kernels against torch and a C++ loop, one thread: ``taskset -c 0 python benchmarks/kernels.py [name ...]``.
+
+Every candidate is checked against the reference before it is timed; times are medians of interleaved rounds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = os.environ["TVM_NUM_THREADS"] = "1"
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.codegen.kernels.harness import Compiled
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+
+Candidates = Mapping[str, Callable[[], object]]
+
+
+def medians(candidates: Candidates, rounds: int = 7, calls: int = 3) -> dict[str, float]:
+    """Median seconds of each candidate; the rounds alternate, so that a noisy neighbour hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds):
+        for name, call in candidates.items():
+            call()
+            for _ in range(calls):
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(title: str, candidates: Candidates, work: float, unit: str, rounds: int = 7) -> None:
+    """Print milliseconds, rate, and how many times faster the first candidate (ours) is."""
+    found = medians(candidates, rounds)
+    ours = next(iter(found.values()))
+    print(title)
+    for name, seconds in found.items():
+        print(f"  {name:12} {seconds * 1e3:9.3f} ms  {work / seconds / 1e9:8.1f} {unit}  coilc is {seconds / ours:6.2f}x")
+
+
+def compiled(text: str, arrays: list[np.ndarray], *, check: bool = True) -> Callable[[], object]:
+    start = time.perf_counter()
+    kernel = Compiled(text)
+    print(f"compiled in {time.perf_counter() - start:.2f} s; ", end="")
+    if check:
+        kernel.check(*arrays)
+    return kernel.prepare(arrays)[1]
+
+
+def random(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def gemm() -> None:
+    for rows, inner, columns in ((512, 768, 3072), (2048, 1536, 768), (1, 2048, 8192), (1, 768, 3072), (7, 768, 3072)):
+        x, w = random(rows, inner), random(inner, columns)
+        packed = np.ascontiguousarray(w.reshape(inner, -1, 32).transpose(1, 0, 2))
+        text = f"""def kernel(x: f32[M, {inner}], w: f32[{columns // 32}, {inner}, 32]):
+    y: f32[M, {columns}] = packed_matmul(x, w, columns={columns})
+    return {{"y": y}}
+"""
+        ours = compiled(text, [x, packed])
+        a, b = torch.from_numpy(x), torch.from_numpy(w)
+        by_rows = torch.from_numpy(np.ascontiguousarray(w.T))
+        candidates = {
+            "coilc": ours,
+            "torch.mm": lambda a=a, b=b: torch.mm(a, b),
+            "torch linear": lambda a=a, w=by_rows: torch.nn.functional.linear(a, w),
+        }
+        report(f"GEMM {rows}x{inner}x{columns}", candidates, 2 * rows * inner * columns, "GFLOP/s")
+
+
+def attention() -> None:
+    for rows, keys in ((512, 512), (1, 2048)):
+        q, k = random(12, rows, 64), random(12, keys, 64)
+        text = """def kernel(q: f32[H, L, 64], k: f32[H, S, 64]):
+    t: f32[H, 64, S] = transpose(k, perm=(0, 2, 1))
+    y: f32[H, L, S] = matmul(q, t)
+    return {"y": y}
+"""
+        a, b = torch.from_numpy(q), torch.from_numpy(k).transpose(1, 2)
+        candidates = {"coilc": compiled(text, [q, k]), "torch": lambda a=a, b=b: torch.matmul(a, b)}
+        report(f"scores 12x{rows}x64x{keys}", candidates, 2 * 12 * rows * 64 * keys, "GFLOP/s")
+        p, v = random(12, rows, keys), random(12, keys, 64)
+        text = """def kernel(p: f32[H, L, S], v: f32[H, S, 64]):
+    y: f32[H, L, 64] = matmul(p, v)
+    return {"y": y}
+"""
+        a, b = torch.from_numpy(p), torch.from_numpy(v)
+        candidates = {"coilc": compiled(text, [p, v]), "torch": lambda a=a, b=b: torch.matmul(a, b)}
+        report(f"values 12x{rows}x{keys}x64", candidates, 2 * 12 * rows * 64 * keys, "GFLOP/s")
+
+
+SCAN_CPP = r"""
+#include <cmath>
+#include <algorithm>
+extern "C" void selective_scan(long L, long D, const float* x, const float* dt, const float* a, const float* b,
+    const float* c, const float* skip, const float* z, const float* bias, const float* h0, float* y, float* h) {
+  constexpr int N = 16, DB = 64;
+  for (long d0 = 0; d0 < D; d0 += DB) {
+    alignas(64) float state[N][DB], rate[N][DB];
+    for (int n = 0; n < N; n++)
+      for (int d = 0; d < DB; d++) { state[n][d] = h0[n * D + d0 + d]; rate[n][d] = a[n * D + d0 + d]; }
+    for (long t = 0; t < L; t++) {
+      alignas(64) float s[DB], u[DB], o[DB];
+      for (int d = 0; d < DB; d++) {
+        float v = dt[t * D + d0 + d] + bias[d0 + d];
+        s[d] = std::max(v, 0.f) + logf(1.f + expf(-std::abs(v)));
+        u[d] = s[d] * x[t * D + d0 + d];
+        o[d] = skip[d0 + d] * x[t * D + d0 + d];
+      }
+      for (int n = 0; n < N; n++)
+        for (int d = 0; d < DB; d++) {
+          state[n][d] = expf(s[d] * rate[n][d]) * state[n][d] + u[d] * b[t * N + n];
+          o[d] += state[n][d] * c[t * N + n];
+        }
+      for (int d = 0; d < DB; d++) {
+        float g = z[t * D + d0 + d];
+        y[t * D + d0 + d] = o[d] * g / (1.f + expf(-g));
+      }
+    }
+    for (int n = 0; n < N; n++)
+      for (int d = 0; d < DB; d++) h[n * D + d0 + d] = state[n][d];
+  }
+}
+"""
+
+
+def selective_scan() -> None:
+    length, channels, states = 2048, 1536, 16
+    text = f"""def kernel(
+    x: f32[B, L, {channels}], dt: f32[B, L, {channels}], a: f32[{states}, {channels}],
+    b: f32[B, L, 1, {states}], c: f32[B, L, 1, {states}], skip: f32[{channels}], z: f32[B, L, {channels}],
+    bias: f32[{channels}], h0: f32[B, {states}, {channels}]
+):
+    y, h = selective_scan(
+        x, dt, a, b, c, skip, z, bias, h0, optional=("D", "z", "dt_bias", "h0"), softplus=True
+    )
+    return {{"y": y, "h": h}}
+"""
+    rows = (1, length, channels)
+    a = -np.tile(np.arange(1, states + 1, dtype=np.float32)[:, None], (1, channels))
+    arrays = [random(*rows), random(*rows), a, random(1, length, 1, states), random(1, length, 1, states)]
+    arrays += [random(channels), random(*rows), random(channels) - 3, np.zeros((1, states, channels), np.float32)]
+    ours = compiled(text, arrays)
+    tensors = [torch.from_numpy(v) for v in arrays]
+    candidates = {"coilc": ours, "eager": lambda: eager_scan(*tensors), "C++": cpp_scan(arrays)}
+    report(f"selective scan L={length} D={channels} N={states}", candidates, length * channels * states, "Gstep/s", 3)
+
+
+def eager_scan(x, dt, a, b, c, skip, z, bias, h0):  # type: ignore[no-untyped-def]
+    """What a model's Python code does without custom kernels: discretise everything, then loop over time."""
+    step = torch.nn.functional.softplus(dt + bias)
+    decay = torch.exp(step[:, :, None, :] * a)
+    inflow = (step * x)[:, :, None, :] * b[:, :, 0, :, None]
+    h, ys = h0, []
+    for t in range(x.shape[1]):
+        h = decay[:, t] * h + inflow[:, t]
+        ys.append((h * c[:, t, 0, :, None]).sum(1))
+    return (torch.stack(ys, 1) + skip * x) * torch.nn.functional.silu(z), h
+
+
+def cpp_scan(arrays: list[np.ndarray]) -> Callable[[], object]:
+    """The same loop in C++, the best that a compiler makes of it."""
+    folder = Path(tempfile.mkdtemp())
+    (folder / "scan.cc").write_text(SCAN_CPP)
+    flags = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
+    subprocess.run(["g++", *flags, "scan.cc", "-o", "scan.so"], cwd=folder, check=True)
+    function = ctypes.CDLL(str(folder / "scan.so")).selective_scan
+    memory = (*arrays, np.empty_like(arrays[0]), np.empty_like(arrays[-1]))  # kept alive by the call
+    extents = [ctypes.c_long(n) for n in arrays[0].shape[1:]]
+    return lambda: function(*extents, *(ctypes.c_void_p(v.ctypes.data) for v in memory))
+
+
+def causal_conv1d() -> None:
+    length, channels = 2048, 1536
+    text = f"""def kernel(x: f32[B, L, {channels}], w: f32[4, {channels}], bias: f32[{channels}]):
+    y, last = causal_conv1d(x, w, bias, optional=("bias",), activation="silu")
+    return {{"y": y, "last": last}}
+"""
+    x, w, bias = random(1, length, channels), random(4, channels), random(channels)
+    ours = compiled(text, [x, w, bias])
+    channels_first = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 2, 1)))
+    taps, b = torch.from_numpy(np.ascontiguousarray(w.T)[:, None]), torch.from_numpy(bias)
+
+    def eager() -> torch.Tensor:
+        y = torch.nn.functional.conv1d(channels_first, taps, b, padding=3, groups=channels)[..., :length]
+        return torch.nn.functional.silu(y)
+
+    report(f"causal conv K=4 L={length} D={channels}", {"coilc": ours, "torch": eager}, 8 * x.size, "GB/s")
+
+
+BENCHMARKS = (gemm, attention, selective_scan, causal_conv1d)
+
+if __name__ == "__main__":
+    for benchmark in BENCHMARKS:
+        if len(sys.argv) == 1 or benchmark.__name__ in sys.argv[1:]:
+            benchmark()

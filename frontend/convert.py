@@ -1,0 +1,276 @@
+"""An exported program's FX graph, node by node through the table, into an IR module."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+from coilc.ir import CoilError, Graph, Location, Module, TensorType, UnsupportedError, Value, at, literal, ops
+from coilc.ir.types import type_of
+
+from .aten import Call, dtype_from
+from .locations import location_of
+from .symbols import Symbols, symbols_of
+from .table import IGNORED, row_of
+
+_SMALL = 16  # elements; a constant tensor up to this size stands in the graph, a larger one in the weight table
+
+
+def convert(program: ExportedProgram, names: Mapping[str, str]) -> Module:
+    """The IR of a lowered program, entry ``main``.
+
+    Args:
+        names: torch's symbol names to the user's.
+    """
+    _refuse_mutation(program)
+    return _Converter(program, names).module()
+
+
+def _refuse_mutation(program: ExportedProgram) -> None:
+    kinds = {
+        OutputKind.BUFFER_MUTATION: "buffer",
+        OutputKind.USER_INPUT_MUTATION: "input",
+        OutputKind.PARAMETER_MUTATION: "parameter",
+    }
+    nodes = {node.name: node for node in program.graph.nodes}
+    for spec in program.graph_signature.output_specs:
+        if spec.kind in kinds:
+            location = location_of(nodes[spec.arg.name])
+            raise CoilError(
+                f"the model updates {kinds[spec.kind]} '{spec.target}' in place, and an artifact's run leaves its "
+                f"inputs and weights as they are; return the new value as an output instead",
+                location and location.interior(),
+            )
+
+
+class _Converter:
+    def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
+        self.program = program
+        self.weights: dict[str, np.ndarray] = {}
+        self.shared: dict[tuple[Any, ...], str] = {}
+        self.refused: list[tuple[str, Location | None]] = []
+        self.inputs = self._input_names()
+        fakes = {self.inputs[n.name]: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in self.inputs}
+        self.symbols = symbols_of(program, names, {k: v for k, v in fakes.items() if isinstance(v, torch.Tensor)})
+
+    def module(self) -> Module:
+        env = {node: self.placeholder(node) for node in self.program.graph.nodes if node.op == "placeholder"}
+        results = self.block(self.program.graph_module, env)
+        if self.refused:
+            raise UnsupportedError("the model uses what coilc cannot express yet:", list(dict.fromkeys(self.refused)))
+        inputs = tuple(v for n, v in env.items() if n.name in self.inputs and isinstance(v, Value))
+        graph = Graph("main", inputs, self.outputs(results), tuple(self.symbols.ranges.items()))
+        used = {node.attrs["name"] for node in graph.nodes if node.op.name == "weight"}
+        return Module({"main": graph}, {name: array for name, array in self.weights.items() if name in used})
+
+    # --- inputs and weights -------------------------------------------------------------------------------------------
+
+    def _input_names(self) -> dict[str, str]:
+        """Placeholder name to the user's argument name; nested arguments join the path with underscores."""
+        specs = [s for s in self.program.graph_signature.input_specs if s.kind == InputKind.USER_INPUT]
+        paths = _argument_names(self.program, len(specs))
+        return {spec.arg.name: name for spec, name in zip(specs, paths, strict=True)}
+
+    def placeholder(self, node: Node) -> Any:
+        spec = next(s for s in self.program.graph_signature.input_specs if s.arg.name == node.name)
+        if spec.kind != InputKind.USER_INPUT:
+            return None if isinstance(spec.arg, ConstantArgument) else self.stored(spec)
+        if isinstance(spec.arg, ConstantArgument):
+            return spec.arg.value
+        if not isinstance(spec.arg, TensorArgument):
+            raise CoilError(f"argument '{self.inputs[node.name]}' is a dynamic number; pass it as a tensor")
+        return ops.input_(name=self.inputs[node.name], type=self.type_of(node.meta["val"]))
+
+    def stored(self, spec: Any) -> Value:
+        tensor = self.program.state_dict.get(spec.target)
+        tensor = self.program.constants[spec.target] if tensor is None else tensor
+        return self.weight(spec.target, tensor)
+
+    def weight(self, name: str, tensor: torch.Tensor) -> Value:
+        """A weight by its qualified name; tensors that share storage are one weight, under the first name."""
+        if tensor.numel() <= _SMALL and not isinstance(tensor, torch.nn.Parameter):
+            return literal(to_numpy(tensor))
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        name = self.shared.setdefault(key, name)
+        if name not in self.weights:
+            self.weights[name] = to_numpy(tensor)
+        return ops.weight(name=name, type=type_of(self.weights[name]))
+
+    def type_of(self, fake: torch.Tensor) -> TensorType:
+        return TensorType(dtype_from(fake.dtype), self.symbols.dims(fake.shape))
+
+    # --- nodes --------------------------------------------------------------------------------------------------------
+
+    def block(self, graph_module: GraphModule, env: dict[Node, Any]) -> Any:
+        """Convert a graph; its placeholders are in ``env``. Returns what its output node holds."""
+        for node in graph_module.graph.nodes:
+            if node.op == "get_attr":
+                env[node] = self.attribute(graph_module, str(node.target))
+            elif node.op == "call_function":
+                env[node] = self.call(node, env)
+            elif node.op == "output":
+                return torch.fx.map_arg(node.args[0], lambda n: env[n])
+        raise CoilError("the program has no output")
+
+    def attribute(self, graph_module: GraphModule, target: str) -> Any:
+        owner: Any = graph_module
+        for part in target.split("."):
+            owner = getattr(owner, part)
+        return self.weight(target, owner) if isinstance(owner, torch.Tensor) else owner
+
+    def call(self, node: Node, env: dict[Node, Any]) -> Any:
+        location = location_of(node)
+        with at(location and location.interior()):
+            try:
+                result = self.result(node, env)
+            except UnsupportedError as error:
+                return self.refuse(node, error.message, location)
+            except CoilError as error:
+                return self.refuse(node, f"{node.target}: {error.message}", location)
+        _claim(result, location)
+        return result
+
+    def result(self, node: Node, env: dict[Node, Any]) -> Any:
+        fake = node.meta.get("val")
+        if isinstance(fake, torch.SymInt | int) and not isinstance(fake, bool):
+            return self.symbols.dim(fake)
+        if isinstance(fake, torch.SymBool | torch.SymFloat | bool) or str(node.target) in IGNORED:
+            return None
+        args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            return self.higher_order(node, args)
+        row = row_of(str(node.target))
+        if row is None:
+            raise UnsupportedError(str(node.target), ())
+        call = Call(str(node.target), self.types(fake), self.symbols)
+        return row(call, *_plain(args), **{name: _plain(value) for name, value in kwargs.items()})
+
+    def types(self, fake: Any) -> tuple[TensorType, ...]:
+        return tuple(self.type_of(t) for t in pytree.tree_leaves(fake) if isinstance(t, torch.Tensor))
+
+    def higher_order(self, node: Node, args: Any) -> Any:
+        """Blocks that only set a mode are converted in place."""
+        rule: Callable[[Any], tuple[GraphModule, Any]] | None = _MODES.get(str(node.target))
+        if rule is None:
+            raise UnsupportedError(f"higher-order op {node.target}", ())
+        body, operands = rule(args)
+        inner = body.graph.find_nodes(op="placeholder")
+        return self.block(body, dict(zip(inner, operands, strict=True)))
+
+    def refuse(self, node: Node, why: str, location: Location | None) -> Any:
+        """Remember the node, and go on with made-up values of its type so that later nodes are looked at too."""
+        self.refused.append((why, location and location.interior()))
+        try:
+            return pytree.tree_map_only(torch.Tensor, lambda t: ops.input_(name=f"?{node.name}", type=self.type_of(t)), node.meta.get("val"))
+        except UnsupportedError:  # not even the type can be expressed
+            raise UnsupportedError("the model uses what coilc cannot express yet:", list(dict.fromkeys(self.refused))) from None
+
+    # --- outputs ------------------------------------------------------------------------------------------------------
+
+    def outputs(self, results: Any) -> tuple[tuple[str, Value], ...]:
+        specs = self.program.graph_signature.output_specs
+        flat = pytree.tree_leaves(results, is_leaf=lambda x: x is None)
+        names = _output_names(self.program, sum(s.kind == OutputKind.USER_OUTPUT for s in specs))
+        kept = []
+        for name, spec, value in zip(names, specs, flat, strict=True):
+            if isinstance(spec.arg, TensorArgument):
+                kept.append((name, value))
+            elif not isinstance(spec.arg, ConstantArgument):
+                raise CoilError(f"output '{name}' is a dynamic number; return it as a tensor")
+        return tuple(kept)
+
+
+def _claim(result: Any, location: Location | None) -> None:
+    """Name the FX node as the source of the IR node that equals it.
+
+    Rows build helper nodes first, so only the finished result is known to be the value of the FX node. A location
+    plays no part in a node's identity, and the node is younger than anyone who could have seen it without.
+    """
+    if location is None or not isinstance(result, Value) or result.index:
+        return
+    if result.node.location == location.interior():
+        result.node.location = location
+
+
+def _plain(value: Any) -> Any:
+    """torch's dtypes as ours, FX's immutable lists as lists."""
+    if isinstance(value, torch.dtype):
+        return dtype_from(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+_MODES: Mapping[str, Callable[[Any], tuple[GraphModule, Any]]] = {
+    "wrap_with_set_grad_enabled": lambda args: (args[1], args[2:]),
+    "wrap_with_autocast": lambda args: (args[4], args[5:]),
+}
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """A dense array; shares memory where the tensor is dense already."""
+    dense = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    if dense.dtype == torch.bfloat16:
+        return dense.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    dtype_from(dense.dtype)
+    return dense.numpy()
+
+
+def _argument_names(program: ExportedProgram, count: int) -> list[str]:
+    """One name per leaf of the arguments, in the order of the placeholders."""
+    signature = program.module_call_graph[0].signature
+    spec = program.call_spec.in_spec
+    if spec is None or signature is None:
+        return [f"x{i}" for i in range(count)]
+    args, kwargs = pytree.tree_unflatten(list(range(count)), spec)
+    names = list(signature.forward_arg_names or [])
+    named = {names[i] if i < len(names) else f"x{i}": value for i, value in enumerate(args)} | dict(kwargs)
+    return _unique([_join(path, "_") for path in _leaf_paths(named, count)])
+
+
+def _output_names(program: ExportedProgram, count: int) -> list[str]:
+    """``out`` for a lone tensor, ``out.0`` for a tuple's, field names for a dict's or dataclass's."""
+    spec = program.call_spec.out_spec
+    if spec is None:
+        return [f"out.{i}" for i in range(count)]
+    paths = _leaf_paths(pytree.tree_unflatten(list(range(count)), spec), count)
+    return [".".join(["out"] * (not path or isinstance(path[0], int)) + [str(key) for key in path]) for path in paths]
+
+
+def _leaf_paths(tree: Any, count: int) -> list[tuple[Any, ...]]:
+    """For each leaf, in order of its number, the keys that lead to it."""
+    paths: dict[int, tuple[Any, ...]] = {}
+    for keys, leaf in pytree.tree_flatten_with_path(tree)[0]:
+        paths[leaf] = tuple(_key(k) for k in keys)
+    return [paths[i] for i in range(count)]
+
+
+def _key(entry: Any) -> Any:
+    match entry:
+        case pytree.SequenceKey(idx=key) | pytree.MappingKey(key=key) | pytree.GetAttrKey(name=key):
+            return key
+    return str(entry)
+
+
+def _join(path: tuple[Any, ...], separator: str) -> str:
+    text = separator.join(map(str, path))
+    return "".join(c if c.isalnum() or c == "_" else "_" for c in text)
+
+
+def _unique(names: list[str]) -> list[str]:
+    """A reserved or repeated name gets a number."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, -1) + 1
+        result.append(f"{name}_{seen[name]}" if seen[name] else name)
+    return result

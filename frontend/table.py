@@ -1,0 +1,41 @@
+"""The whole table, from ATen and ``coilc`` op names to rows, and the decompositions for what has no row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch._decomp import decomposition_table
+
+from . import (  # noqa: F401  (importing a file enters its rows)
+    aten_elementwise,
+    aten_index,
+    aten_linalg,
+    aten_movement,
+    aten_nn,
+    aten_recurrence,
+    aten_reduce,
+)
+from .aten import TABLE, Row, register_elementwise
+
+register_elementwise()
+
+# Checks of the traced program about itself; shapes are checked again by the IR and by the runtime.
+IGNORED = frozenset({
+    "aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten._assert_scalar.default",
+    "aten.sym_constrain_range_for_size.default", "aten.sym_constrain_range.default", "aten._assert_async.default",
+})  # fmt: skip
+
+
+def row_of(name: str) -> Row | None:
+    """The row of an op by its overload name, ``aten.add.Tensor``."""
+    return TABLE.get(name)
+
+
+@cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """torch's decompositions of every op that has no row: what has one stays whole."""
+    every = {**decomposition_table, **torch.export.default_decompositions()}
+    return {op: rule for op, rule in every.items() if str(op) not in TABLE and str(op) not in IGNORED}

@@ -1,0 +1,161 @@
+"""PyTorch models into the IR: ``trace`` a module, ``import_program`` what torch exported, ``export`` for both at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException, UserError
+from torch.export import ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from coilc.ir import CoilError, InputError, Module, dims
+
+from .capture import capture
+from .convert import convert
+from .dynamic_shapes import Dynamic, arguments_of, leaves, narrowed, parse_dynamic
+from .locations import location_of_error
+from .table import decompositions
+
+_SYMBOLS = "coilc.symbols"  # in a program's metadata: torch's symbol names to the user's
+_ATTEMPTS = 4
+
+
+def export(
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> Module:
+    """A module as IR: ``trace`` and ``import_program`` in one step; the entry is ``main``."""
+    return import_program(trace(module, args, kwargs, dynamic_shapes))
+
+
+def trace(
+    module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+) -> ExportedProgram:
+    """Trace ``module`` in eval mode, without gradients and cache, into a program of ops that ``import_program`` knows.
+
+    Args:
+        args, kwargs: example arguments. On dynamic axes any extent will do: tracing uses at least 2 there, and the
+            program takes every extent from 1.
+        dynamic_shapes: as torch's, with names for dimensions: ``{"input_ids": {0: "B", 1: "L:1..8192"}}``.
+
+    Raises:
+        CoilError: the model's Python code branches on values of tensors, or fixes a dynamic dimension.
+        InputError: the arguments or ``dynamic_shapes`` do not fit the model.
+    """
+    kwargs = dict(kwargs or {})
+    arguments = arguments_of(module, args, kwargs)
+    dynamic = parse_dynamic(arguments, dynamic_shapes)
+    larger = dynamic.examples(arguments)
+    call_args = tuple(larger[name] for name in list(arguments)[: len(args)]) if len(args) <= len(arguments) else args
+    with _evaluating(module, kwargs), capture(module, arguments), torch.no_grad(), _plain_errors(module):
+        program = _export(module, call_args, {k: larger[k] for k in kwargs}, dynamic, arguments)
+        program = program.run_decompositions(decompositions())
+    program.graph_module.meta[_SYMBOLS] = _symbol_names(program, dynamic, arguments)
+    return program
+
+
+def import_program(program: ExportedProgram | str | os.PathLike[str]) -> Module:
+    """An exported program, or the path of one (``.pt2``), as IR. Weights share memory with the program.
+
+    Raises:
+        UnsupportedError: with every op that the IR cannot express, and its source line.
+        CoilError: the program updates a buffer or an input in place.
+        InputError: the file is missing or is no exported program.
+    """
+    program = program if isinstance(program, ExportedProgram) else _load(Path(program))
+    if _SYMBOLS not in program.graph_module.meta:
+        program = lower(program)
+    return convert(program, program.graph_module.meta[_SYMBOLS])
+
+
+def lower(program: ExportedProgram) -> ExportedProgram:
+    """The program in ops that have a row; its node names are the ``source`` of locations. ``trace`` has done this."""
+    if _SYMBOLS in program.graph_module.meta:
+        return program
+    with torch.no_grad():
+        lowered = program.run_decompositions(decompositions())
+    lowered.graph_module.meta[_SYMBOLS] = {}
+    return lowered
+
+
+def _load(path: Path) -> ExportedProgram:
+    if not path.exists():
+        raise InputError(f"{path}: no such file")
+    if path.suffix == ".onnx":
+        raise InputError(f"{path}: ONNX files are not supported yet; export the model to .pt2")
+    try:
+        return torch.export.load(path)
+    except Exception as error:  # torch raises whatever its reader meets first
+        raise InputError(f"{path} is no exported program of this torch version ({error})") from error
+
+
+def _export(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Dynamic, arguments: Mapping[str, Any]
+) -> ExportedProgram:
+    """torch.export, again with narrower ranges as long as the model asks for them."""
+    for _ in range(_ATTEMPTS):
+        shapes = dynamic.torch_shapes(arguments)
+        try:
+            return torch.export.export(module, args, dict(kwargs), dynamic_shapes=shapes, strict=False)
+        except UserError as error:
+            if not narrowed(dynamic, str(error)):
+                raise
+    raise CoilError("the model keeps narrowing its dynamic dimensions; give their ranges, like \"L:1..512\"")
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Eval mode, and transformers' caches off unless the caller asks for one; both are put back."""
+    training = [part for part in module.modules() if part.training]
+    configs = {id(c): c for part in module.modules() if (c := getattr(part, "config", None)) is not None}
+    cached = [c for c in configs.values() if getattr(c, "use_cache", None) and "use_cache" not in kwargs]
+    module.eval()
+    for config in cached:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+        for config in cached:
+            config.use_cache = True
+
+
+@contextmanager
+def _plain_errors(module: torch.nn.Module) -> Iterator[None]:
+    """torch's tracing errors as one sentence with the user's line; what the model raises itself passes through."""
+    try:
+        yield
+    except GuardOnDataDependentSymNode as error:
+        location, line = location_of_error(error.__traceback__)
+        raise CoilError(
+            f"{type(module).__name__} decides in Python by the values of a tensor (`{line}`), which a traced program "
+            f"cannot; use torch.where or torch.cond, or pass the decision as an argument",
+            location,
+        ) from error
+    except (TorchDynamoException, torch._export.error.ExportError, NotImplementedError) as error:
+        location, line = location_of_error(error.__traceback__)
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        at_line = f" (`{line}`)" if line else ""
+        raise CoilError(f"{type(module).__name__} cannot be traced{at_line}: {first}", location) from error
+
+
+def _symbol_names(program: ExportedProgram, dynamic: Dynamic, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """torch's symbols by the user's names, read off the axes that the user named."""
+    fakes = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
+    tensors = [fake for fake in fakes if isinstance(fake, torch.Tensor)]
+    names: dict[str, str] = {}
+    for (path, _), fake in zip(leaves(arguments), tensors, strict=False):
+        for axis, dim in dynamic.axes.get(path, {}).items():
+            free = [] if isinstance(fake.shape[axis], int) else list(fake.shape[axis].node.expr.free_symbols)
+            if len(free) == 1:
+                names[free[0].name] = next(dims.symbols(dim))
+    return names

@@ -39,6 +39,8 @@ class Array:
         return hash(self._key)
 
     def __repr__(self) -> str:
+        if not self.value.size:  # nested lists cannot show the dims of what is empty
+            return f"array({self.type})"
         return f"array({self.type.dtype}, {self.value.tolist()})"
 
 

@@ -132,7 +132,10 @@ def _type(node: ast.AST) -> TensorType:
     match node:
         case ast.Subscript(value=ast.Name(id=name), slice=inner) if name in DTYPES:
             items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-            return TensorType(DTYPES[name], tuple(map(d.dim_from_ast, items)))
+            try:
+                return TensorType(DTYPES[name], tuple(map(d.dim_from_ast, items)))
+            except ParseError as error:
+                raise _error(node, error.message) from None
     raise _error(node, f"expected a type such as f32[B, 4], found '{ast.unparse(node)}'")
 
 
@@ -211,10 +214,10 @@ class _Parser:
         name = _expect(tree.func, ast.Name, "the name of an op").id
         if name not in OPS:
             raise _error(tree, f"there is no op '{name}'; 'coilc ops' lists them")
-        attrs = {str(k.arg): self.attribute(k.value) for k in tree.keywords}
         comment = _COMMENT.search(self.lines[tree.lineno - 1]) if tree.lineno <= len(self.lines) else None
         location = Location(comment["file"], int(comment["line"]), comment["scope"] or "") if comment else None
         try:
+            attrs = {str(k.arg): self.attribute(k.value) for k in tree.keywords}
             with at(location):
                 return OPS[name].node(*map(self.value, tree.args), **attrs).results
         except CoilError as error:
@@ -244,14 +247,17 @@ class _Parser:
                 return _type(tree)
             case ast.Call(func=ast.Name(id="array"), args=[ast.Name(id=dtype), items]) if dtype in DTYPES:
                 return Array(np.array(self.items(items), DTYPES[dtype].numpy))
+            case ast.Call(func=ast.Name(id="array"), args=[ast.Subscript() as empty]):
+                return Array(np.empty(tuple(map(int, map(str, _type(empty).dims))), _type(empty).dtype.numpy))
             case _:
                 return d.dim_from_ast(tree)
 
     def items(self, tree: ast.expr) -> Any:
-        """Nested lists of numbers; unlike a literal, ``inf``, ``nan`` and complex sums are allowed."""
-        if isinstance(tree, ast.List):
-            return [self.items(item) for item in tree.elts]
-        if isinstance(tree, ast.BinOp):
-            left, right = self.items(tree.left), self.items(tree.right)
-            return left + right if isinstance(tree.op, ast.Add) else left - right
-        return self.attribute(tree)
+        """Nested lists of numbers, complex ones as Python prints them."""
+        match tree:
+            case ast.List(elts=items):
+                return [self.items(item) for item in items]
+            case ast.BinOp() | ast.UnaryOp(operand=ast.Constant(value=complex())):
+                return complex(ast.unparse(tree).replace(" ", ""))
+            case _:
+                return self.attribute(tree)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from keyword import iskeyword
 
 from . import dims as d
 from .core import Graph, Module, Node
 from .errors import CoilError, VerifyError
 from .opdef import STRUCTURAL
+from .types import TensorType
 
 Spec = Callable[[Module], None]
 
@@ -45,21 +47,51 @@ def scheduled(module: Module) -> None:
                 raise VerifyError(f"op '{node.op.name}' is outside every fused group", node.location)
 
 
-def _structure(graph: Graph, symbols: set[str]) -> None:
-    names = [v.node.attrs.get("name") for v in graph.inputs]
-    if any(v.op.name != "input" for v in graph.inputs) or len(set(names)) != len(names):
-        raise VerifyError(f"graph '{graph.name}': inputs must be distinct 'input' nodes")
+def _structure(graph: Graph, symbols: set[str], *, body: bool = False) -> None:
+    _names(graph)
     declared = {v.node for v in graph.inputs}
     for node in graph.nodes:
         if node.op.name == "input" and node not in declared:
             raise VerifyError(f"graph '{graph.name}' uses input '{node.attrs['name']}' without declaring it")
-        unknown = {s for t in node.types for s in d.symbols(t.dims)} - symbols
+        if body and node.op.name == "weight":
+            raise VerifyError(
+                f"body '{graph.name}' reads weight '{node.attrs['name']}'; pass it as an operand", node.location
+            )
+        unknown = set(_symbols((*node.types, *node.attrs.values()))) - symbols
         if unknown:
             raise VerifyError(f"graph '{graph.name}': symbol '{min(unknown)}' has no range", node.location)
         _types_agree(node)
         for value in node.attrs.values():
             if isinstance(value, Graph):
-                _structure(value, symbols)
+                _structure(value, symbols, body=True)
+
+
+def _names(graph: Graph) -> None:
+    if any(v.op.name != "input" for v in graph.inputs):
+        raise VerifyError(f"graph '{graph.name}': inputs must be 'input' nodes")
+    for what, names in (
+        ("input", [str(v.node.attrs["name"]) for v in graph.inputs]),
+        ("output", [name for name, _ in graph.outputs]),
+        ("symbol", [name for name, _ in graph.symbols]),
+    ):
+        for name in names:
+            if names.count(name) > 1:
+                raise VerifyError(f"graph '{graph.name}': {what} '{name}' appears twice")
+            if what != "output" and (not name.isidentifier() or iskeyword(name)):
+                raise VerifyError(
+                    f"graph '{graph.name}': {what} '{name}' is not a Python name, so it cannot be printed"
+                )
+
+
+def _symbols(value: object) -> Iterator[str]:
+    """Symbols in an attribute value or a type; a body is checked on its own."""
+    if isinstance(value, d.SymDim):
+        yield from d.symbols(value)
+    elif isinstance(value, TensorType):
+        yield from d.symbols(value.dims)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _symbols(item)
 
 
 def _types_agree(node: Node) -> None:

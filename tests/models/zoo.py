@@ -1,0 +1,184 @@
+"""Small seeded models of the kinds that people export, unmodified, with inputs of any size that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to compile and compare.
+
+    Attributes:
+        module: in eval mode, weights seeded.
+        dynamic_shapes: for ``coilc.export``.
+        make_inputs: symbol values to keyword arguments; symbols left out take a small default.
+        sizes: symbol values worth testing, from one artifact.
+        output: the name of the output to look at first.
+    """
+
+    module: nn.Module
+    dynamic_shapes: Mapping[str, Any]
+    make_inputs: Callable[..., Inputs]
+    sizes: tuple[Mapping[str, int], ...]
+    output: str
+    args: tuple[Any, ...] = field(default=())
+
+    @property
+    def kwargs(self) -> Inputs:
+        """Example arguments of the smallest size."""
+        return self.make_inputs(**self.sizes[0])
+
+    def eager(self, inputs: Inputs) -> dict[str, Tensor]:
+        """What the model itself returns, by output name; caches are off as they are in an export."""
+        extra = {"use_cache": False} if getattr(getattr(self.module, "config", None), "use_cache", None) else {}
+        with torch.no_grad():
+            result = self.module(**inputs, **extra)
+        return {name: value for name, value in result.items() if isinstance(value, Tensor)}
+
+
+_TOKENS = 61
+_SEQUENCES = ({"B": 1, "L": 1}, {"B": 2, "L": 7}, {"B": 3, "L": 33})
+_BY_TOKEN = {"input_ids": {0: "B", 1: "L"}}
+
+
+def _token_ids(B: int = 2, L: int = 7) -> Inputs:
+    return {"input_ids": torch.randint(0, _TOKENS, (B, L), generator=torch.Generator().manual_seed(B * 1000 + L))}
+
+
+def _sequence_model(module: nn.Module, output: str) -> Case:
+    return Case(_jittered(module), _BY_TOKEN, _token_ids, _SEQUENCES, output)
+
+
+def _jittered(module: nn.Module) -> nn.Module:
+    """Every parameter moved a little, so that norms, biases and skips that start at 0 or 1 do something."""
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return module.eval()
+
+
+def mamba() -> Case:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=_TOKENS, hidden_size=32, num_hidden_layers=2, state_size=4)
+    return _sequence_model(MambaForCausalLM(config), "logits")
+
+
+def mamba2() -> Case:
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Mamba2Config(
+        vocab_size=_TOKENS, hidden_size=32, num_hidden_layers=2, state_size=8, num_heads=4, head_dim=16, n_groups=2,
+        chunk_size=8, pad_token_id=0, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return _sequence_model(Mamba2ForCausalLM(config), "logits")
+
+
+def falcon_mamba() -> Case:
+    from transformers import FalconMambaConfig, FalconMambaForCausalLM
+
+    torch.manual_seed(0)
+    config = FalconMambaConfig(
+        vocab_size=_TOKENS, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, bos_token_id=0, eos_token_id=1
+    )
+    return _sequence_model(FalconMambaForCausalLM(config), "logits")
+
+
+def bert() -> Case:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=_TOKENS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        max_position_embeddings=64,
+    )  # fmt: skip
+
+    def inputs(B: int = 2, L: int = 7) -> Inputs:
+        mask = torch.ones(B, L, dtype=torch.int64)
+        mask[B // 2 :, max(L // 2, 1) :] = 0  # padding in the later rows
+        return {**_token_ids(B, L), "attention_mask": mask}
+
+    shapes = {"input_ids": {0: "B", 1: "L"}, "attention_mask": {0: "B", 1: "L"}}
+    return Case(_jittered(BertModel(config)), shapes, inputs, _SEQUENCES, "last_hidden_state")
+
+
+def gpt2() -> Case:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=_TOKENS, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
+    )
+    return _sequence_model(GPT2LMHeadModel(config), "logits")
+
+
+def llama() -> Case:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=_TOKENS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, max_position_embeddings=64,
+    )  # fmt: skip
+    return _sequence_model(LlamaForCausalLM(config), "logits")
+
+
+def t5_encoder() -> Case:
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=_TOKENS, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, relative_attention_num_buckets=8,
+        relative_attention_max_distance=20, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    return _sequence_model(T5EncoderModel(config), "last_hidden_state")
+
+
+def _image_model(module: nn.Module, output: str) -> Case:
+    def inputs(B: int = 2) -> Inputs:
+        return {"pixel_values": torch.randn(B, 3, 32, 32, generator=torch.Generator().manual_seed(B))}
+
+    return Case(_jittered(module), {"pixel_values": {0: "B"}}, inputs, ({"B": 1}, {"B": 3}), output)
+
+
+def vit() -> Case:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
+        num_labels=10,
+    )  # fmt: skip
+    return _image_model(ViTForImageClassification(config), "logits")
+
+
+def convnext() -> Case:
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    torch.manual_seed(0)
+    config = ConvNextConfig(image_size=32, hidden_sizes=[16, 32], depths=[1, 1], num_stages=2, num_labels=10)
+    return _image_model(ConvNextForImageClassification(config), "logits")
+
+
+MODELS: Mapping[str, Callable[[], Case]] = {
+    "mamba": mamba,
+    "mamba2": mamba2,
+    "falcon_mamba": falcon_mamba,
+    "bert": bert,
+    "gpt2": gpt2,
+    "llama": llama,
+    "t5_encoder": t5_encoder,
+    "vit": vit,
+    "convnext": convnext,
+}

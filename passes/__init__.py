@@ -12,6 +12,11 @@ from .lower_complex import lower_complex
 from .pack_weights import pack_weights
 from .pipeline import Observer, Stage, pipeline, run_pipeline
 from .plan_memory import MemoryPlan, plan_memory
+from .recognise_activations import recognise_activations
+from .recognise_attention import recognise_attention
+from .recognise_convolutions import recognise_convolutions
+from .recognise_norms import recognise_norms
+from .reroll_scans import reroll_scans
 from .rewrite import Rule, on, rewrite_graph, rewrite_module
 from .simplify import simplify
 from .sink_transposes import sink_transposes
@@ -24,6 +29,11 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "fuse_groups": fuse_groups,
     "lower_complex": lower_complex,
     "pack_weights": lambda module: pack_weights(module, panel=32, claims={"packed_matmul"}),
+    "recognise_activations": recognise_activations,
+    "recognise_attention": recognise_attention,
+    "recognise_convolutions": recognise_convolutions,
+    "recognise_norms": recognise_norms,
+    "reroll_scans": lambda module: module.map(reroll_scans),
     "simplify": simplify,
     "sink_transposes": sink_transposes,
 }
@@ -40,5 +50,6 @@ def explain(module: Module, name: str) -> Trace:
 __all__ = [
     "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "decompose",
     "explain", "fold_constants", "fuse_groups", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
+    "recognise_activations", "recognise_attention", "recognise_convolutions", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
 ]  # fmt: skip

@@ -15,6 +15,11 @@ from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
 from .lower_complex import lower_complex
 from .pack_weights import pack_weights
+from .recognise_activations import recognise_activations
+from .recognise_attention import recognise_attention
+from .recognise_convolutions import recognise_convolutions
+from .recognise_norms import recognise_norms
+from .reroll_scans import reroll_scans
 from .simplify import simplify
 from .sink_transposes import sink_transposes
 
@@ -35,7 +40,19 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns."""
     return (
         Stage("clean", promises.any_graph, (fold_constants, simplify)),
-        Stage("recognise", promises.any_graph, (sink_transposes,)),
+        Stage(
+            "recognise",
+            promises.any_graph,
+            (
+                partial(Module.map, transform=reroll_scans),
+                recognise_norms,
+                recognise_activations,
+                recognise_attention,
+                recognise_convolutions,
+                sink_transposes,
+                recognise_convolutions,
+            ),
+        ),
         Stage(
             "choose",
             promises.any_graph,

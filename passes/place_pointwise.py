@@ -30,7 +30,7 @@ _ONCE: tuple[Prologue, bool] = ("pointwise", False)
 _OFTEN: tuple[Prologue, bool] = ("pointwise", True)
 _MOVED: tuple[Prologue, bool] = ("movement", True)
 ANCHOR_PROLOGUES: Mapping[str, Mapping[str | int, tuple[Prologue, bool]]] = {
-    "matmul": {0: _MOVED},
+    "matmul": {0: _MOVED, 1: _MOVED},
     "packed_matmul": {0: _MOVED},
     "causal_conv1d": {0: _MOVED},
     "selective_scan": {0: _ONCE, 1: _ONCE, 2: _OFTEN, 3: _OFTEN, 4: _OFTEN, "z": _ONCE},

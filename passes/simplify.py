@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from coilc.ir import Module, Node, Value, dims, ops
 
+from .match import scalar
 from .rewrite import Rule, on, rewrite_module
 
 
@@ -37,19 +36,6 @@ def operand(node: Node, name: str, index: int = 0) -> Node | None:
     if index < len(node.inputs) and node.inputs[index].op.name == name:
         return node.inputs[index].node
     return None
-
-
-def scalar(value: Value) -> float | None:
-    """The number that every element of ``value`` equals, if it is a broadcast constant."""
-    while value.op in (ops.broadcast, ops.reshape):
-        (value,) = value.node.inputs
-    if value.op is not ops.constant or value.type.size != 1:
-        return None
-    array = value.node.attrs["value"].value
-    number: float | None = array.item() if array.dtype.kind in "iufb" else None
-    if array.dtype.kind == "V":
-        number = float(array.reshape(()).astype(np.float32))
-    return number
 
 
 def is_negative_zero(number: float) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from coilc.ir import Dims, Module, Node, Value, ops
 from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 
+from .match import scalar
 from .rewrite import Rule, on, rewrite_module
 from .simplify import RULES as IDENTITIES
-from .simplify import scalar
 from .trace import Declined, no
 
 

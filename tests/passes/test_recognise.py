@@ -1,0 +1,245 @@
+"""Written-out forms become composites, and numbers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from textwrap import dedent, indent
+
+import pytest
+
+from coilc.ir import Module, parse_graph
+from coilc.passes import (
+    PASSES,
+    explain,
+    recognise_activations,
+    recognise_attention,
+    recognise_convolutions,
+    recognise_norms,
+)
+
+Check = Callable[..., Module]
+
+EPS = "c: f32[()] = constant(value=array(f32, 1e-05))\ne: f32[B, 1] = broadcast(c, dims=(B, 1))"
+ONE = "c: f32[()] = constant(value=array(f32, 1.0))\none: f32[B, 8] = broadcast(c, dims=(B, 8))"
+HALF = f"{ONE}\nh: f32[()] = constant(value=array(f32, 0.5))\nhalf: f32[B, 8] = broadcast(h, dims=(B, 8))"
+
+NORMS = {
+    "rms_norm(x, w, eps=1e-05)": f"""
+        {EPS}
+        v0: f32[B, 8] = mul(x, x)
+        v1: f32[B, 1] = mean(v0, axes=(1,), keepdims=True)
+        v2: f32[B, 1] = add(v1, e)
+        v3: f32[B, 1] = rsqrt(v2)
+        v4: f32[B, 8] = broadcast(v3, dims=(B, 8))
+        v5: f32[B, 8] = mul(x, v4)
+        v6: f32[B, 8] = broadcast(w, dims=(B, 8))
+        y: f32[B, 8] = mul(v6, v5)""",
+    "rms_norm(x, eps=1e-05)": f"""
+        {EPS}
+        v0: f32[B, 8] = square(x)
+        v1: f32[B] = mean(v0, axes=(1,), keepdims=False)
+        v2: f32[B, 1] = reshape(v1, dims=(B, 1))
+        v3: f32[B, 1] = add(e, v2)
+        v4: f32[B, 1] = sqrt(v3)
+        v5: f32[B, 8] = broadcast(v4, dims=(B, 8))
+        y: f32[B, 8] = div(x, v5)""",
+    "layer_norm(x, w, w, eps=1e-05)": f"""
+        {EPS}
+        m: f32[B, 1] = mean(x, axes=(1,), keepdims=True)
+        n: f32[B, 8] = broadcast(m, dims=(B, 8))
+        d: f32[B, 8] = sub(x, n)
+        v1: f32[B, 1] = var(x, axes=(1,), keepdims=True, correction=0)
+        v2: f32[B, 1] = add(v1, e)
+        v3: f32[B, 1] = rsqrt(v2)
+        v4: f32[B, 8] = broadcast(v3, dims=(B, 8))
+        v5: f32[B, 8] = mul(d, v4)
+        v6: f32[B, 8] = broadcast(w, dims=(B, 8))
+        v7: f32[B, 8] = mul(v5, v6)
+        y: f32[B, 8] = add(v7, v6)""",
+    "softmax(x, axis=1)": """
+        m: f32[B, 1] = max(x, axes=(1,), keepdims=True)
+        n: f32[B, 8] = broadcast(m, dims=(B, 8))
+        d: f32[B, 8] = sub(x, n)
+        v1: f32[B, 8] = exp(d)
+        v2: f32[B, 1] = sum(v1, axes=(1,), keepdims=True)
+        v3: f32[B, 8] = broadcast(v2, dims=(B, 8))
+        y: f32[B, 8] = div(v1, v3)""",
+}
+ACTIVATIONS = {
+    "silu(x)": "v0: f32[B, 8] = sigmoid(x)\ny: f32[B, 8] = mul(v0, x)",
+    "sigmoid(x)": f"{ONE}\nv0: f32[B, 8] = neg(x)\nv1: f32[B, 8] = exp(v0)\nv2: f32[B, 8] = add(v1, one)\ny: f32[B, 8] = div(one, v2)",
+    "softplus(x)": f"{ONE}\nv0: f32[B, 8] = exp(x)\nv1: f32[B, 8] = add(one, v0)\ny: f32[B, 8] = log(v1)",
+    'gelu(x, approximate="none")': f"""
+        {HALF}
+        r: f32[()] = constant(value=array(f32, 1.4142135))
+        root: f32[B, 8] = broadcast(r, dims=(B, 8))
+        v0: f32[B, 8] = div(x, root)
+        v1: f32[B, 8] = erf(v0)
+        v2: f32[B, 8] = add(v1, one)
+        v3: f32[B, 8] = mul(half, x)
+        y: f32[B, 8] = mul(v3, v2)""",
+    'gelu(x, approximate="tanh")': f"""
+        {HALF}
+        p: f32[()] = constant(value=array(f32, 0.044715))
+        pb: f32[B, 8] = broadcast(p, dims=(B, 8))
+        q: f32[()] = constant(value=array(f32, 0.7978846))
+        qb: f32[B, 8] = broadcast(q, dims=(B, 8))
+        s: f32[B, 8] = mul(x, x)
+        v0: f32[B, 8] = mul(s, x)
+        v1: f32[B, 8] = mul(pb, v0)
+        v2: f32[B, 8] = add(x, v1)
+        v3: f32[B, 8] = mul(qb, v2)
+        v4: f32[B, 8] = tanh(v3)
+        v5: f32[B, 8] = add(one, v4)
+        v6: f32[B, 8] = mul(x, half)
+        y: f32[B, 8] = mul(v6, v5)""",
+}
+
+
+def flat(text: str) -> str:
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def graph_text(header: str, body: str) -> str:
+    return f'def main({header}):\n{indent(flat(body), "    ")}\n    return {{"y": y}}'
+
+
+@pytest.mark.parametrize("expected", NORMS)
+def test_norms(expected: str, preserves: Check) -> None:
+    found = preserves(recognise_norms, graph_text("x: f32[B, 8], w: f32[8], *, B: dim[1:]", NORMS[expected]))
+    assert_is(found, expected)
+
+
+@pytest.mark.parametrize("expected", ACTIVATIONS)
+def test_activations(expected: str, preserves: Check) -> None:
+    found = preserves(recognise_activations, graph_text("x: f32[B, 8], *, B: dim[1:]", ACTIVATIONS[expected]))
+    assert_is(found, expected)
+
+
+def assert_is(module: Module, expected: str) -> None:
+    """The module's graph is one statement."""
+    graph = module.entries["main"]
+    parameters = ", ".join(f"{v.node.attrs['name']}: {v.type}" for v in graph.inputs)
+    call = f"def main({parameters}, *, B: dim[1:]):\n    y: f32[B, 8] = {expected}\n    return {{'y': y}}"
+    assert parse_graph(call).results == graph.results
+
+
+def test_a_gain_that_is_not_a_vector_is_explained() -> None:
+    text = graph_text(
+        "x: f32[B, 8], g: f32[B, 8], *, B: dim[1:]", "n: f32[B, 8] = rms_norm(x, eps=1e-05)\ny: f32[B, 8] = mul(n, g)"
+    )
+    (event,) = explain(Module({"main": parse_graph(text)}), "recognise_norms").declined
+    assert event.reason == "the gain f32[B, 8] is not one vector along the last axis"
+
+
+def test_attention(check: Check) -> None:
+    check(
+        recognise_attention,
+        """
+        def main(q: f32[B, 4, L, 8], k: f32[B, 2, L, 8], v: f32[B, 2, L, 8], m: f32[L, L], *, B: dim[1:], L: dim[1:]):
+            v0: f32[B, 2, 1, L, 8] = reshape(k, dims=(B, 2, 1, L, 8))
+            v1: f32[B, 2, 2, L, 8] = broadcast(v0, dims=(B, 2, 2, L, 8))
+            v2: f32[B, 4, L, 8] = reshape(v1, dims=(B, 4, L, 8))
+            v3: f32[B, 4, 8, L] = transpose(v2, perm=(0, 1, 3, 2))
+            v4: f32[B, 4, L, L] = matmul(q, v3)
+            v5: f32[()] = constant(value=array(f32, 0.25))
+            v6: f32[B, 4, L, L] = broadcast(v5, dims=(B, 4, L, L))
+            v7: f32[B, 4, L, L] = mul(v4, v6)
+            v8: f32[B, 4, L, L] = broadcast(m, dims=(B, 4, L, L))
+            v9: f32[B, 4, L, L] = add(v7, v8)
+            v10: f32[B, 4, L, L] = softmax(v9, axis=3)
+            v11: f32[B, 2, 1, L, 8] = reshape(v, dims=(B, 2, 1, L, 8))
+            v12: f32[B, 2, 2, L, 8] = broadcast(v11, dims=(B, 2, 2, L, 8))
+            v13: f32[B, 4, L, 8] = reshape(v12, dims=(B, 4, L, 8))
+            v14: f32[B, 4, L, 8] = matmul(v10, v13)
+            return {"y": v14}
+        """,
+        """
+        def main(q: f32[B, 4, L, 8], k: f32[B, 2, L, 8], v: f32[B, 2, L, 8], m: f32[L, L], *, B: dim[1:], L: dim[1:]):
+            v0: f32[B, 2, 1, L, 8] = reshape(k, dims=(B, 2, 1, L, 8))
+            v1: f32[B, 2, L, 8] = reshape(v0, dims=(B, 2, L, 8))
+            v2: f32[B, 2, 1, L, 8] = reshape(v, dims=(B, 2, 1, L, 8))
+            v3: f32[B, 2, L, 8] = reshape(v2, dims=(B, 2, L, 8))
+            v4: f32[B, 4, L, 8] = attention(q, v1, v3, m, scale=0.25, causal=False)
+            return {"y": v4}
+        """,
+    )
+
+
+def test_rotary(check: Check) -> None:
+    check(
+        recognise_attention,
+        """
+        def main(x: f32[B, L, 8], c: f32[L, 8], s: f32[L, 8], *, B: dim[1:], L: dim[1:]):
+            v0: f32[B, L, 8] = broadcast(c, dims=(B, L, 8))
+            v1: f32[B, L, 8] = mul(x, v0)
+            v2: f32[B, L, 4] = slice(x, starts=(0, 0, 4), stops=(B, L, 8), steps=(1, 1, 1))
+            v3: f32[B, L, 4] = neg(v2)
+            v4: f32[B, L, 4] = slice(x, starts=(0, 0, 0), stops=(B, L, 4), steps=(1, 1, 1))
+            v5: f32[B, L, 8] = concat(v3, v4, axis=2)
+            v6: f32[B, L, 8] = broadcast(s, dims=(B, L, 8))
+            v7: f32[B, L, 8] = mul(v5, v6)
+            v8: f32[B, L, 8] = add(v1, v7)
+            return {"y": v8}
+        """,
+        """
+        def main(x: f32[B, L, 8], c: f32[L, 8], s: f32[L, 8], *, B: dim[1:], L: dim[1:]):
+            v0: f32[B, L, 8] = rotary(x, c, s)
+            return {"y": v0}
+        """,
+    )
+
+
+CAUSAL = """
+    def main(x: f32[B, 8, L], w: f32[8, 1, 4], b: f32[8], *, B: dim[1:], L: dim[1:]):
+        v0: f32[B, 8, L + 3] = conv(x, w, strides=(1,), padding=((3, 3),), dilation=(1,), groups=8)
+        v1: f32[8, 1] = reshape(b, dims=(8, 1))
+        v2: f32[B, 8, L + 3] = broadcast(v1, dims=(B, 8, L + 3))
+        v3: f32[B, 8, L + 3] = add(v0, v2)
+        v4: f32[B, 8, L] = slice(v3, starts=(0, 0, 0), stops=(B, 8, L), steps=(1, 1, 1))
+        return {"y": v4}
+    """
+
+
+def test_causal_convolution(preserves: Check) -> None:
+    found = preserves(recognise_convolutions, CAUSAL)
+    names = {node.op.name for node in found.entries["main"].nodes}
+    assert "causal_conv1d" in names
+    assert "conv" not in names
+
+
+def test_bias_and_activation_join_the_convolution(check: Check) -> None:
+    check(
+        recognise_convolutions,
+        """
+        def main(x: f32[B, L, 8], w: f32[4, 8], b: f32[8], *, B: dim[1:], L: dim[1:]):
+            v0, v1 = causal_conv1d(x, w, optional=(), activation="none")
+            v2: f32[B, L, 8] = broadcast(b, dims=(B, L, 8))
+            v3: f32[B, L, 8] = add(v0, v2)
+            v4: f32[B, L, 8] = silu(v3)
+            return {"y": v4}
+        """,
+        """
+        def main(x: f32[B, L, 8], w: f32[4, 8], b: f32[8], *, B: dim[1:], L: dim[1:]):
+            v0, v1 = causal_conv1d(x, w, b, optional=("bias",), activation="silu")
+            return {"y": v0}
+        """,
+    )
+
+
+def test_a_convolution_that_sees_the_future_is_left_and_explained() -> None:
+    text = (
+        dedent(CAUSAL)
+        .replace("stops=(B, 8, L)", "stops=(B, 8, L)")
+        .replace("((3, 3),)", "((1, 2),)")
+        .replace("L + 3", "L")
+    )
+    event = explain(Module({"main": parse_graph(text)}), "recognise_convolutions").declined[0]
+    assert event.reason == "padded by 1 before and 2 after"
+
+
+def test_every_pass_is_listed_by_its_own_name() -> None:
+    assert all(name.partition("_")[0] in NAMED_AFTER for name in PASSES)
+
+
+NAMED_AFTER = {"canonicalise", "decompose", "fold", "fuse", "lower", "pack", "recognise", "reroll", "simplify", "sink"}

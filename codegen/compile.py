@@ -56,7 +56,7 @@ def compile(
     with report("passes"):
         scheduled = run_pipeline(module, chosen.claims)
     with report("plan"):
-        plan = make_plan(scheduled)
+        plan = make_plan(scheduled, module)
     options = {"target": target, "entries": list(module.entries)}
     return write_artifact(plan, chosen, place, text=print_module(scheduled), options=options, report=report)
 

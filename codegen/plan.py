@@ -84,8 +84,12 @@ class Plan:
     kernels: Mapping[str, Graph]
 
 
-def make_plan(module: Module) -> Plan:
+def make_plan(module: Module, declared: Module | None = None) -> Plan:
     """Plan every entry of a scheduled module.
+
+    Args:
+        declared: the program as the user knows it, by default the same. Its inputs and outputs name the same bytes,
+            possibly under another type: complex tensors are pairs of real numbers after the passes.
 
     Raises:
         CoilError: a symbol that no input axis determines.
@@ -96,7 +100,8 @@ def make_plan(module: Module) -> Plan:
     index = {name: i for i, name in enumerate(weights)}
     homes = {node: Ref("weight", index[name]) for node, name in names.items()}
     kernels: dict[Graph, str] = {}
-    entries = tuple(_Entry(name, graph, homes, kernels).plan() for name, graph in module.entries.items())
+    seen = (declared or module).entries
+    entries = tuple(_Entry(seen[name], graph, homes, kernels).plan(name) for name, graph in module.entries.items())
     return Plan(entries, weights, {name: body for body, name in kernels.items()})
 
 
@@ -123,18 +128,18 @@ def _kernel_name(body: Graph, number: int) -> str:
 
 
 class _Entry:
-    def __init__(self, name: str, graph: Graph, stored: Mapping[Node, Ref], kernels: dict[Graph, str]) -> None:
-        self.name, self.graph, self.stored, self.kernels = name, graph, stored, kernels
+    def __init__(self, declared: Graph, graph: Graph, stored: Mapping[Node, Ref], kernels: dict[Graph, str]) -> None:
+        self.declared, self.graph, self.stored, self.kernels = declared, graph, stored, kernels
         self.memory: MemoryPlan = plan_memory(graph)
         self.homes: dict[Value, Ref] = {}
 
-    def plan(self) -> EntryPlan:
+    def plan(self, name: str) -> EntryPlan:
         self._place_caller_values()
         calls = [self._call(node) for node in self.graph.nodes if node.op.name == "fused"]
-        inputs = tuple((v.node.attrs["name"], v.type) for v in self.graph.inputs)
-        outputs = tuple((name, v.type) for name, v in self.graph.outputs)
-        symbols = solve_symbols(self.name, self.graph, inputs)
-        return EntryPlan(self.name, symbols, inputs, outputs, self.memory.slots, (*calls, *self._copies()))
+        inputs = tuple((v.node.attrs["name"], v.type) for v in self.declared.inputs)
+        outputs = tuple((output, v.type) for output, v in self.declared.outputs)
+        symbols = solve_symbols(name, self.graph, inputs)
+        return EntryPlan(name, symbols, inputs, outputs, self.memory.slots, (*calls, *self._copies()))
 
     def _place_caller_values(self) -> None:
         self.homes.update((v, Ref("input", i)) for i, v in enumerate(self.graph.inputs))

@@ -51,7 +51,7 @@ class Accumulator:
     @staticmethod
     def open(op: OpDef, dtype: DType, width: int) -> Accumulator:
         """Allocate in the open frame and fill with the neutral element."""
-        buffer = T.alloc_buffer((width,), register_dtype(dtype), scope="local")
+        buffer = T.alloc_buffer((width,), register_dtype(dtype), scope="global")
         start = tirx.const(STEPS[op][0](dtype), register_dtype(dtype))
         lanes(width, lambda lane: T.buffer_store(buffer, start, [lane]))
         return Accumulator(op, dtype, width, buffer)

@@ -44,8 +44,11 @@ def parallel(extent: Expr | int, work: Dim | None = None) -> Any:
 
 
 def local(shape: Sequence[int], dtype: str) -> tirx.Buffer:
-    """Task-local storage: registers when every index is constant, else the stack or the thread's scratch memory."""
-    return T.alloc_buffer(tuple(shape), dtype, scope="local")
+    """Task-local storage: registers when every index is constant, else the stack, or scratch memory from 1 KB on.
+
+    The scope is "global" because only such buffers can be on the stack; "local" ones always call the workspace allocator.
+    """
+    return T.alloc_buffer(tuple(shape), dtype, scope="global")
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def trace(
     dynamic = parse_dynamic(arguments, dynamic_shapes)
     larger = dynamic.examples(arguments)
     call_args = tuple(larger[name] for name in list(arguments)[: len(args)]) if len(args) <= len(arguments) else args
-    with _evaluating(module, kwargs), capture(module, arguments), torch.no_grad(), _plain_errors(module):
+    with evaluating(module, kwargs), capture(module, arguments), torch.no_grad(), _plain_errors(module):
         program = _export(module, call_args, {k: larger[k] for k in kwargs}, dynamic, arguments)
         program = program.run_decompositions(decompositions())
     program.graph_module.meta[_SYMBOLS] = _symbol_names(program, dynamic, arguments)
@@ -112,7 +112,7 @@ def _export(
 
 
 @contextmanager
-def _evaluating(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+def evaluating(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
     """Eval mode, and transformers' caches off unless the caller asks for one; both are put back."""
     training = [part for part in module.modules() if part.training]
     configs = {id(c): c for part in module.modules() if (c := getattr(part, "config", None)) is not None}

@@ -47,7 +47,7 @@ class _Compiled:
             self.names = [tensor["name"] for tensor in self.model.describe()["entries"]["main"]["inputs"]]
         inputs = [arg for arg in args if isinstance(arg, torch.Tensor) and not _is_weight(arg)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*weights, *inputs)):
-            return list(_InferenceOnly.apply(self._run, weights, *inputs, *weights))  # type: ignore[no-untyped-call]
+            return list(_InferenceOnly.apply(self._run, weights, *inputs, *weights))
         return self._run(inputs)
 
     def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

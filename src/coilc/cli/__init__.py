@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import typer
+
+from coilc import settings
 
 from .build import compile_command
 from .checks import compare_command, doctor_command
@@ -26,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for name, command in {
+COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile_command,
     "run": run_command,
     "compare": compare_command,
@@ -36,7 +41,8 @@ for name, command in {
     "explain": explain_command,
     "targets": targets_command,
     "doctor": doctor_command,
-}.items():
+}
+for name, command in COMMANDS.items():
     app.command(name)(command)
 
 
@@ -57,6 +63,8 @@ def _options(
 
 def main() -> None:
     """Run the command line and leave with an exit code of :class:`~coilc.cli.exits.Exit`."""
+    if not settings.DEBUG.get():
+        warnings.simplefilter("ignore")  # of libraries, about their own future
     try:
         app()
     except (Exception, KeyboardInterrupt) as error:

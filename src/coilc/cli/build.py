@@ -13,7 +13,7 @@ from coilc.units import show_bytes
 
 from .console import Stages, console, emit_json, folder_size
 from .options import Dynamic, Json, Model, Target
-from .sources import is_example, load_program, parse_dynamic
+from .sources import is_example, load_program
 
 
 def compile_command(
@@ -37,16 +37,15 @@ def compile_command(
     began = time.perf_counter()
     with Stages() as progress:
         progress("export" if is_example(model) else "import")
-        program = load_program(model, [parse_dynamic(text) for text in dynamic or ()], weights, need_weights=True)
+        program = load_program(model, dynamic or (), weights, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
         compile(program, path, target=target, entries=chosen, progress=progress)
-    summary = {"artifact": str(path), "seconds": time.perf_counter() - began, "bytes": folder_size(path)}
-    summary["code_bytes"] = (path / "code.so").stat().st_size
+    seconds, total, code = time.perf_counter() - began, folder_size(path), (path / "code.so").stat().st_size
     if json:
-        emit_json(summary)
+        emit_json({"artifact": str(path), "seconds": seconds, "bytes": total, "code_bytes": code})
     else:
-        code, total = show_bytes(summary["code_bytes"]), show_bytes(summary["bytes"])
-        console().print(f"{path}: {total}, of which {code} is code; compiled in {summary['seconds']:.1f} s", markup=False)
+        sizes = f"{show_bytes(total)}, of which {show_bytes(code)} is code"
+        console().print(f"{path}: {sizes}; compiled in {seconds:.1f} s", markup=False)
 
 
 def default_output(model: str) -> Path:

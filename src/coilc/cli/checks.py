@@ -12,7 +12,7 @@ from coilc.ir import InputError
 from .console import Stages, console, emit, emit_json
 from .exits import Exit
 from .options import Artifact, Dynamic, Entry, Json, Threads
-from .sources import dynamic_shapes, is_example, load_example, parse_dynamic
+from .sources import dynamic_shapes, is_example, load_example
 
 
 def compare_command(
@@ -46,7 +46,7 @@ def compare_command(
             artifact,
             args=example.args,
             kwargs=example.kwargs,
-            dynamic_shapes=dynamic_shapes(example.dynamic_shapes, [parse_dynamic(text) for text in dynamic or ()]),
+            dynamic_shapes=dynamic_shapes(example.dynamic_shapes, dynamic or ()),
             entry=entry,
             tolerance=tolerance,
             layers=layers,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -16,7 +15,7 @@ from coilc.units import show_bytes
 
 from .console import console, emit, emit_json
 from .options import Dynamic, Json, Model, Target
-from .sources import load_program, load_text, parse_dynamic
+from .sources import load_program, load_text
 
 if TYPE_CHECKING:
     from coilc.passes.pipeline import Pass, Stage
@@ -37,15 +36,15 @@ def inspect_command(
     if Path(model).is_dir() and stage is None:
         inspect_artifact(Path(model), calls, json)
         return
-    program = load_program(model, [parse_dynamic(text) for text in dynamic or ()])
+    program = load_program(model, dynamic or ())
     if stage is None:
         inspect_program(program, json)
         return
     if stage != "input":
-        for current, step in steps(target):
-            program = step(program)
-            if current.passes[-1] is step and current.name == stage:
-                break
+        from coilc.codegen.target import parse_target
+        from coilc.passes import run_pipeline
+
+        program = run_pipeline(program, parse_target(target).claims, stop_after=stage)
     typer.echo(print_module(program), nl=False)
 
 
@@ -65,13 +64,18 @@ def inspect_program(program: Module, as_json: bool) -> None:
         emit_json({"entries": entries, "weights": len(program.weights), "weight_bytes": weights, "ops": dict(ops)})
         return
     for name, graph in program.entries.items():
-        tensors = [(v.node.attrs["name"], str(v.type)) for v in graph.inputs], [(o, str(v.type)) for o, v in graph.outputs]
-        show_signature(name, *tensors, {s: limits for s, limits in graph.symbols})
+        inputs = [(v.node.attrs["name"], str(v.type)) for v in graph.inputs]
+        show_signature(name, inputs, [(out, str(v.type)) for out, v in graph.outputs], graph.ranges)
     console().print(f"weights: {len(program.weights)} arrays, {show_bytes(weights)}\n", markup=False)
     emit([{"op": op, "count": count} for op, count in ops.most_common()], {"op": "op", "count": "count"}, as_json=False)
 
 
-def show_signature(entry: str, inputs: Any, outputs: Any, symbols: dict[str, Any]) -> None:
+def show_signature(
+    entry: str,
+    inputs: Sequence[tuple[str, str]],
+    outputs: Sequence[tuple[str, str]],
+    symbols: Mapping[str, tuple[int, int | None]],
+) -> None:
     """Print an entry like a function: inputs, outputs, and the ranges of its dynamic dims."""
     out = console()
     out.print(f"[bold]{entry}[/bold]")
@@ -91,8 +95,8 @@ def inspect_artifact(path: Path, calls: bool, as_json: bool) -> None:
         emit_json(manifest)
         return
     for name, entry in manifest["entries"].items():
-        tensors = ([(t["name"], type_text(t)) for t in entry[side]] for side in ("inputs", "outputs"))
-        show_signature(name, *tensors, {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]})
+        inputs, outputs = ([(t["name"], type_text(t)) for t in entry[side]] for side in ("inputs", "outputs"))
+        show_signature(name, inputs, outputs, {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]})
         distinct = len({call["kernel"] for call in entry["calls"]})
         console().print(f"  {len(entry['calls'])} kernel calls, {distinct} distinct kernels", markup=False)
     console().print(f"target {manifest['target']['name']} ({manifest['target']['triple']})", markup=False)
@@ -139,15 +143,13 @@ def pass_name(step: Any) -> str:
 
 
 def find_pass(name: str, target: str) -> Pass:
-    """A pass by name: as the pipeline uses it, or else from the file of that name in ``passes/``."""
-    known = {pass_name(step): step for _, step in steps(target)}
-    if name in known:
-        return known[name]
-    try:
-        found: Pass = getattr(import_module(f"coilc.passes.{name}"), name)
-    except (ImportError, AttributeError):
-        raise InputError(f"there is no pass '{name}'; the pipeline has {', '.join(known)}") from None
-    return found
+    """A pass by name: as the pipeline of the target uses it, or else with its default options."""
+    from coilc.passes import PASSES
+
+    known = {**PASSES, **{pass_name(step): step for _, step in steps(target)}}
+    if name not in known:
+        raise InputError(f"there is no pass '{name}'; the passes are {', '.join(sorted(known))}")
+    return known[name]
 
 
 def opt_command(
@@ -174,7 +176,7 @@ def explain_command(
     """List why a pass or rule left parts of the model alone."""
     from coilc.passes.trace import tracing
 
-    program = load_program(model, [parse_dynamic(text) for text in dynamic or ()])
+    program = load_program(model, dynamic or ())
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for stage, step in steps(target):

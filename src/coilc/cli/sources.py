@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from coilc.ir import Graph, InputError, Location, Module, parse_graphs
+from coilc.ir import Graph, InputError, Location, Module, TensorType, parse_graphs
 
-DYNAMIC = re.compile(r"(?P<name>[A-Za-z_]\w*)\.(?P<axis>\d+)=(?P<symbol>[A-Za-z_]\w*)(?::(?P<low>\d+)\.\.(?P<high>\d+)?)?")
+DYNAMIC = re.compile(r"(?P<name>[A-Za-z_]\w*)\.(?P<axis>\d+)=(?P<dim>[A-Za-z_]\w*(:\d+\.\.\d*)?)")
 KINDS = "a .pt2 file, IR text (.py), a .coil folder, or file.py:function"
 
 
@@ -37,47 +37,34 @@ class Example:
     dynamic_shapes: Any = None
 
 
-@dataclass(frozen=True)
-class DynamicDim:
-    """``ids.1=L:1..8192``: axis 1 of input ``ids`` is called L and lies in a range."""
-
-    name: str
-    axis: int
-    symbol: str
-    low: int
-    high: int | None
-
-
-def parse_dynamic(text: str) -> DynamicDim:
-    """Read one ``--dynamic`` option.
+def parse_dynamic(options: Sequence[str]) -> dict[str, dict[int, str]]:
+    """``ids.1=L:1..8192`` options as dynamic shapes: ``{"ids": {1: "L:1..8192"}}``.
 
     Raises:
-        InputError: the text has another form, or the range is empty.
+        InputError: an option has another form.
     """
-    match = DYNAMIC.fullmatch(text)
-    if not match:
-        raise InputError(f"--dynamic {text}: write INPUT.AXIS=NAME or INPUT.AXIS=NAME:LOW..HIGH, as in ids.1=L:1..8192")
-    low, high = int(match["low"] or 1), int(match["high"]) if match["high"] else None
-    if high is not None and high < low:
-        raise InputError(f"--dynamic {text}: the range {low}..{high} is empty")
-    return DynamicDim(match["name"], int(match["axis"]), match["symbol"], low, high)
-
-
-def dynamic_shapes(given: Any, options: Sequence[DynamicDim]) -> Any:
-    """Merge ``--dynamic`` options into the dynamic shapes that a function returned (options win)."""
-    if not options:
-        return given
-    from torch.export import Dim
-
-    if given is not None and not isinstance(given, Mapping):
-        raise InputError("--dynamic needs dynamic shapes by input name; the function returned them by position")
-    dims = {o.symbol: Dim(o.symbol, min=o.low, max=o.high) for o in options}
-    merged = {name: dict(axes) if isinstance(axes, Mapping) else axes for name, axes in (given or {}).items()}
+    shapes: dict[str, dict[int, str]] = {}
     for option in options:
-        axes = merged.setdefault(option.name, {})
-        if not isinstance(axes, dict):
-            raise InputError(f"--dynamic {option.name}.{option.axis}: the function already gives '{option.name}' in another form")
-        axes[option.axis] = dims[option.symbol]
+        match = DYNAMIC.fullmatch(option)
+        if not match:
+            raise InputError(f"--dynamic {option}: write INPUT.AXIS=NAME or INPUT.AXIS=NAME:LOW..HIGH, as in ids.1=L:1..8192")
+        shapes.setdefault(match["name"], {})[int(match["axis"])] = match["dim"]
+    return shapes
+
+
+def dynamic_shapes(given: Any, options: Sequence[str]) -> Any:
+    """Merge ``--dynamic`` options into the dynamic shapes that a function returned; options win."""
+    added = parse_dynamic(options)
+    if added and not isinstance(given or {}, Mapping):
+        raise InputError("--dynamic needs dynamic shapes by input name; the function returned them by position")
+    if not added:
+        return given
+    merged = dict(given or {})
+    for name, axes in added.items():
+        before = merged.get(name) or {}
+        if not isinstance(before, Mapping):
+            raise InputError(f"--dynamic {name}: the function already gives the dims of '{name}' in another form")
+        merged[name] = {**before, **axes}
     return merged
 
 
@@ -132,7 +119,7 @@ def is_example(spec: str) -> bool:
 
 
 def load_program(
-    spec: str, dynamic: Sequence[DynamicDim] = (), weights: Path | None = None, *, need_weights: bool = False
+    spec: str, dynamic: Sequence[str] = (), weights: Path | None = None, *, need_weights: bool = False
 ) -> Module:
     """MODEL as an IR module, imported but not optimised.
 
@@ -188,4 +175,8 @@ def _weights(graphs: Sequence[Graph], path: Path | None) -> dict[str, np.ndarray
     missing = sorted(set(needed) - set(stored))
     if missing and path:
         raise InputError(f"{path}: weight '{missing[0]}' is missing" + (f" and {len(missing) - 1} more" * (len(missing) > 1)))
-    return {name: stored[name] if path else np.zeros(type_.dims, type_.dtype.numpy) for name, type_ in needed.items()}
+    return {name: stored[name] if path else _zeros(type_) for name, type_ in needed.items()}
+
+
+def _zeros(type_: TensorType) -> np.ndarray:
+    return np.zeros([int(str(dim)) for dim in type_.dims], type_.dtype.numpy)

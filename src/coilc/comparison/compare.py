@@ -14,7 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from coilc.frontend.locations import location_of
-from coilc.frontend.torch_export import trace
+from coilc.frontend.torch_export import evaluating, lower, trace
 from coilc.ir import InputError
 from coilc.runtime import Model, Traced, load
 
@@ -81,6 +81,7 @@ class _Comparison:
         self.artifact = artifact if isinstance(artifact, Model) else load(artifact, threads)
         self.model, self.args, self.kwargs, self.entry = model, args, kwargs, entry
         self.tolerance, self.progress = tolerance, progress
+        self.runnable = model.module() if isinstance(model, ExportedProgram) else model
         self.name = name or type(model).__name__
         self.manifest = self.artifact.describe()
         if entry not in self.manifest["entries"]:
@@ -122,13 +123,14 @@ class _Comparison:
     # --- eager PyTorch --------------------------------------------------------------------------------------------------
 
     def run_eager(self) -> list[torch.Tensor]:
-        module = self.model.module() if isinstance(self.model, ExportedProgram) else self.model
-        with torch.no_grad():
-            return tensors_in(module(*copy.deepcopy(self.args), **copy.deepcopy(dict(self.kwargs))))
+        """The outputs of the model as ``export`` sees it: eval mode, no gradients, no cache unless asked for."""
+        args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)))
+        with torch.no_grad(), evaluating(self.runnable, kwargs):
+            return tensors_in(self.runnable(*args, **kwargs))
 
     def _program(self, dynamic_shapes: Any) -> ExportedProgram:
         if isinstance(self.model, ExportedProgram):
-            return self.model
+            return lower(self.model)
         return trace(self.model, self.args, dict(self.kwargs), dynamic_shapes=dynamic_shapes)
 
     # --- differences ----------------------------------------------------------------------------------------------------

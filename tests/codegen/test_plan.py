@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,7 +95,10 @@ def two(x0: f32[3]):
         first, second = ops.fused(x, body=parse_graph(text))
     graph = Graph("main", (x,), (("a", first), ("b", second)))
     (call,) = make_plan(Module({"main": graph})).entries[0].calls
-    assert [(r.location.source, r.location.scope) for r in call.results if r.location] == [("sum", "block"), ("", "block")]
+    assert [(r.location.source, r.location.scope) for r in call.results if r.location] == [
+        ("sum", "block"),
+        ("", "block"),
+    ]
 
 
 # --- symbols --------------------------------------------------------------------------------------------------------

@@ -70,12 +70,14 @@ class _Table:
 
     def fold_constant(self, node: Node) -> tuple[Value, ...] | None:
         """The rule: every operand is a weight or a constant, and nothing depends on a symbol or grows without need."""
-        if node.op in (ops.weight, ops.constant, ops.input_) or not is_foldable(node):
+        if node.op in (ops.weight, ops.constant, ops.input_, ops.broadcast) or not is_foldable(node):
             return None
         arrays = interpret_node(node, self.array)
         return tuple(self.store(node, array) for array in arrays)
 
     def array(self, value: Value) -> np.ndarray:
+        if value.op is ops.broadcast:
+            return np.broadcast_to(self.array(value.node.inputs[0]), known_dims(value))
         if value.op is ops.constant:
             return value.node.attrs["value"].value
         return np.asarray(self.arrays[value.node.attrs["name"]])
@@ -83,10 +85,15 @@ class _Table:
     def store(self, node: Node, array: np.ndarray) -> Value:
         if array.size <= INLINE_ELEMENTS:
             return literal(array)
-        name = self.temporary_name(next((v.node.attrs["name"] for v in node.inputs if v.op is ops.weight), "constant"))
+        name = self.temporary_name(self.stem(node))
         self.arrays[name] = np.ascontiguousarray(array) if node.op is not ops.transpose else array
         value: Value = ops.weight(name=name, type=node.types[0].with_dims(array.shape))
         return value
+
+    def stem(self, node: Node) -> str:
+        """The name of the first weight involved."""
+        sources = (v.node.inputs[0] if v.op is ops.broadcast else v for v in node.inputs)
+        return next((v.node.attrs["name"] for v in sources if v.op is ops.weight), "constant")
 
     def temporary_name(self, base: str) -> str:
         stem = base.partition(TEMPORARY)[0].partition(".folded")[0]
@@ -94,12 +101,16 @@ class _Table:
 
 
 def is_foldable(node: Node) -> bool:
-    """Whether the node is constant, concrete, and no larger than what it replaces."""
-    if any(v.op not in (ops.weight, ops.constant) for v in node.inputs):
+    """Whether the node is constant, concrete, and no larger than what it replaces.
+
+    A broadcast is never stored: it is read as the smaller tensor that it repeats.
+    """
+    sources = [v.node.inputs[0] if v.op is ops.broadcast else v for v in node.inputs]
+    if any(v.op not in (ops.weight, ops.constant) for v in sources):
         return False
-    if has_symbols(node):
+    if has_symbols(node) or any(has_symbols(v.node) for v in node.inputs):
         return False
-    operands = sum(_bytes(v) for v in node.inputs)
+    operands = sum(_bytes(v) for v in sources)
     return sum(_bytes(v) for v in node.results) <= max(2 * operands, GROWTH_BYTES)
 
 
@@ -116,6 +127,11 @@ def _is_symbolic(attr: object) -> bool:
     if isinstance(attr, Graph):
         return any(has_symbols(node) for node in attr.nodes)
     return isinstance(attr, SymDim)
+
+
+def known_dims(value: Value) -> tuple[int, ...]:
+    """The dims of a value that has no symbols."""
+    return tuple(dim for dim in value.dims if isinstance(dim, int))
 
 
 def _bytes(value: Value) -> int:

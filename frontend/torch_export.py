@@ -13,7 +13,7 @@ from torch._dynamo.exc import TorchDynamoException, UserError
 from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
-from coilc.ir import CoilError, InputError, Module, dims
+from coilc.ir import CoilError, InputError, Module, Node, dims
 
 from .capture import capture
 from .convert import convert
@@ -73,6 +73,7 @@ def import_program(program: ExportedProgram | str | os.PathLike[str]) -> Module:
     program = program if isinstance(program, ExportedProgram) else _load(Path(program))
     if _SYMBOLS not in program.graph_module.meta:
         program = lower(program)
+    Node.forget_all()  # another model that happens to compute the same has other source lines
     return convert(program, program.graph_module.meta[_SYMBOLS])
 
 

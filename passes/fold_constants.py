@@ -72,12 +72,16 @@ class _Table:
         """The rule: every operand is a weight or a constant, and nothing depends on a symbol or grows without need."""
         if node.op in (ops.weight, ops.constant, ops.input_, ops.broadcast) or not is_foldable(node):
             return None
+        if node.op is ops.reshape and source(node.inputs[0]).op is ops.weight:
+            return None  # it costs nothing, and the weight may be read in both forms
         arrays = interpret_node(node, self.array)
         return tuple(self.store(node, array) for array in arrays)
 
     def array(self, value: Value) -> np.ndarray:
         if value.op is ops.broadcast:
             return np.broadcast_to(self.array(value.node.inputs[0]), known_dims(value))
+        if value.op is ops.reshape:
+            return self.array(value.node.inputs[0]).reshape(known_dims(value))
         if value.op is ops.constant:
             return value.node.attrs["value"].value
         return np.asarray(self.arrays[value.node.attrs["name"]])
@@ -92,7 +96,7 @@ class _Table:
 
     def stem(self, node: Node) -> str:
         """The name of the first weight involved."""
-        sources = (v.node.inputs[0] if v.op is ops.broadcast else v for v in node.inputs)
+        sources = map(source, node.inputs)
         return next((v.node.attrs["name"] for v in sources if v.op is ops.weight), "constant")
 
     def temporary_name(self, base: str) -> str:
@@ -105,13 +109,20 @@ def is_foldable(node: Node) -> bool:
 
     A broadcast is never stored: it is read as the smaller tensor that it repeats.
     """
-    sources = [v.node.inputs[0] if v.op is ops.broadcast else v for v in node.inputs]
+    sources = list(map(source, node.inputs))
     if any(v.op not in (ops.weight, ops.constant) for v in sources):
         return False
-    if has_symbols(node) or any(has_symbols(v.node) for v in node.inputs):
+    if has_symbols(node) or any(has_symbols(v.node) for v in (*node.inputs, *sources)):
         return False
     operands = sum(_bytes(v) for v in sources)
     return sum(_bytes(v) for v in node.results) <= max(2 * operands, GROWTH_BYTES)
+
+
+def source(value: Value) -> Value:
+    """The value whose elements ``value`` shows: reshapes and broadcasts store nothing."""
+    while value.op in (ops.reshape, ops.broadcast):
+        (value,) = value.node.inputs
+    return value
 
 
 def has_symbols(node: Node) -> bool:

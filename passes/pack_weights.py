@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from coilc.ir import Module, Node, Value, ops
+from coilc.ir import DTYPES, Dim, Module, Node, Value, ops
 
 from .rewrite import on, rewrite_module
 from .trace import Declined, no
@@ -46,9 +46,45 @@ def pack_weights(module: Module, panel: int, claims: Collection[str]) -> Module:
             return no(reason)
         return packed(x, w, panel)
 
-    return rewrite_module(
-        module, weight_on_the_right, matmul_of_rows, linear_by_panels, matmul_by_panels, rows_of_product
-    )
+    rules = (weight_on_the_right, matmul_of_rows, linear_by_panels, matmul_by_panels, rows_of_product)
+    return share_tied_weights(rewrite_module(module, *rules))
+
+
+def share_tied_weights(module: Module) -> Module:
+    """Look rows up in the panels where a table is also packed for a product (tied embeddings), so that it is stored once.
+
+    Row i, column k of the table is element (i // panel, k, i % panel) of the panels; as addresses these are shifts.
+    """
+    nodes = [node for graph in module.entries.values() for node in graph.nodes if node.op is ops.pack_panels]
+    panels = {inner: node.results[0] for node in nodes if (inner := transposed_weight(node.inputs[0])) is not None}
+
+    @on("take")
+    def rows_from_panels(node: Node) -> Value | None:
+        table, rows = node.inputs
+        if node.attrs["axis"] != 0 or table not in panels:
+            return None
+        return take_rows(panels[table], rows, table.dims[0])
+
+    return rewrite_module(module, rows_from_panels)
+
+
+def transposed_weight(value: Value) -> Value | None:
+    """The table behind a transposed weight."""
+    inner = value.node.inputs[0] if value.op is ops.transpose else None
+    return inner if inner is not None and inner.op is ops.weight else None
+
+
+def take_rows(panels: Value, rows: Value, count: Dim) -> Value | None:
+    """``table[rows]`` read from the table's panels."""
+    _, inner, panel = panels.dims
+    if not isinstance(inner, int) or not isinstance(panel, int) or panel & (panel - 1):
+        return None
+    rows = ops.cast(rows, dtype=DTYPES["i64"])
+    rows = ops.where(ops.lt(rows, 0), ops.add(rows, ops.dim_value(count, rows.type.dtype)), rows)
+    first = ops.mul(ops.shift_right(rows, panel.bit_length() - 1), inner * panel)
+    first = ops.reshape(ops.add(first, ops.bitwise_and(rows, panel - 1)), dims=(*rows.dims, 1))
+    steps = ops.mul(ops.iota(dims=(inner,), axis=0, dtype=DTYPES["i64"]), panel)
+    return ops.take(ops.reshape(panels, dims=(panels.type.size,)), ops.add(first, steps), axis=0)
 
 
 def why_not_packed(w: Value) -> str:
@@ -61,8 +97,8 @@ def why_not_packed(w: Value) -> str:
 
 
 def is_constant(w: Value) -> bool:
-    """A weight, perhaps transposed; folding removes the transpose."""
-    while w.op is ops.transpose:
+    """A weight, perhaps transposed or reshaped, which folding computes."""
+    while w.op in (ops.transpose, ops.reshape):
         (w,) = w.node.inputs
     return w.op is ops.weight
 

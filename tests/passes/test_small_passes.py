@@ -12,6 +12,7 @@ from coilc.passes import (
     canonicalise_reductions,
     decompose,
     explain,
+    fold_constants,
     lower_complex,
     pack_weights,
     sink_transposes,
@@ -115,6 +116,23 @@ def test_rows_folded_for_a_product_unfold(preserves: Check) -> None:
         """,
     )
     assert "reshape" not in {node.op.name for node in found.entries["main"].nodes}
+
+
+def test_tied_embeddings_are_stored_once(preserves: Check) -> None:
+    found = preserves(
+        lambda module: fold_constants(PACKING(module)),
+        """
+        def main(ids: i64[B, L], *, B: dim[1:], L: dim[1:]):
+            v0: f32[40, 6] = weight(name="w", type=f32[40, 6])
+            v1: i64[()] = constant(value=array(i64, 38))
+            v2: i64[B, L] = broadcast(v1, dims=(B, L))
+            v3: i64[B, L] = sub(ids, v2)
+            v4: f32[B, L, 6] = take(v0, v3, axis=0)
+            v5: f32[B, L, 40] = linear(v4, v0)
+            return {"y": v5}
+        """,
+    )
+    assert [array.shape for array in found.weights.values()] == [(2, 6, 32)]
 
 
 def test_why_a_product_is_not_packed() -> None:

@@ -8,9 +8,16 @@ from coilc.ir import OpDef, ops
 
 from ..kernel import Kernel
 from .anchor import Anchor
+from .argument import emit_argument
 from .causal_conv1d import emit_causal_conv1d
+from .conv import emit_conv
 from .matmul import emit_matmul
+from .order import emit_sort
 from .packed_matmul import emit_packed_matmul
+from .place import emit_index_put, emit_scatter
+from .pool import emit_pool
+from .prefix import emit_cumulative
+from .scan import emit_scan
 from .selective_scan import emit_selective_scan
 
 TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
@@ -18,6 +25,16 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.packed_matmul: emit_packed_matmul,
     ops.selective_scan: emit_selective_scan,
     ops.causal_conv1d: emit_causal_conv1d,
+    ops.scan: emit_scan,
+    ops.conv: emit_conv,
+    ops.pool: emit_pool,
+    ops.cumsum: emit_cumulative,
+    ops.cumprod: emit_cumulative,
+    ops.argmax: emit_argument,
+    ops.argmin: emit_argument,
+    ops.sort: emit_sort,
+    ops.scatter: emit_scatter,
+    ops.index_put: emit_index_put,
 }
 
 

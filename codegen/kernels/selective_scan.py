@@ -29,7 +29,8 @@ def emit_selective_scan(k: Anchor) -> None:
     groups, states = k.dims(B)[2:]
     per_group = d.divide_exactly(channels, groups)
     if not isinstance(states, int) or per_group is None:
-        raise UnsupportedError("selective_scan needs a fixed state size and whole groups", k.node.location)
+        where = [(str(k.operands[B].type), k.node.location)]
+        raise UnsupportedError("selective_scan needs a fixed state size and fixed channels per group:", where)
     blocks = Blocks(per_group, VECTORS_PER_BLOCK * k.target.lanes(32))
     extents = [k.extent(batch), k.extent(groups), blocks.count(k.extent(per_group))]
     with parallel(product(extents), d.size((batch, length, channels, 16 * states))) as task:

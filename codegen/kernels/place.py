@@ -1,0 +1,101 @@
+"""scatter and index_put: a copy of x, then the updates one after another, so that repeated places are well defined."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coilc.ir import Value
+from coilc.ir import dims as d
+from coilc.ir.dims import Dims
+
+from ..elementwise import maximum, minimum
+from ..loops import blocks, for_each_task, lanes, vector_loop, whole_axis
+from ..reader import wrapped
+from ..scalar import Expr, bind, decode
+from .anchor import Anchor
+from .loops import serial
+
+COMBINE: Mapping[str, Callable[[Expr, Expr], Expr]] = {
+    "set": lambda _, new: new,
+    "add": lambda old, new: old + new,
+    "mul": lambda old, new: old * new,
+    "max": maximum,
+    "min": minimum,
+}
+
+
+def emit_scatter(k: Anchor) -> None:
+    """Write the body of the kernel: x[B.., n, C..], indices and updates [B.., m, C..]."""
+    _copy(k)
+    axis, combine = k.node.attrs["axis"], COMBINE[k.node.attrs["reduce"]]
+
+    def update(at: list[Expr]) -> None:
+        i = wrapped(k.kernel.reader, k.read(1, *at), k.dims(0)[axis])
+        _combine(k, [*at[:axis], i, *at[axis + 1 :]], k.read(2, *at), combine)
+
+    _nest(k, k.dims(1), update)
+
+
+def emit_index_put(k: Anchor) -> None:
+    """Write the body of the kernel: x, updates [*I, *rest], one index operand [*I] per leading axis of x."""
+    _copy(k)
+    combine = COMBINE["add" if k.node.attrs["accumulate"] else "set"]
+    count = len(k.node.inputs) - 2
+    places, rest = k.dims(2), k.dims(0)[count:]
+
+    def update(at: list[Expr]) -> None:
+        target = [wrapped(k.kernel.reader, k.read(2 + i, *at), k.dims(0)[i]) for i in range(count)]
+        if not rest:
+            _combine(k, target, k.read(1, *at), combine)
+            return
+
+        def row(inner: list[Expr]) -> None:
+            def block(start: Expr, width: int) -> None:
+                def element(lane: Expr) -> None:
+                    tail = [*inner, start + lane]
+                    _combine(k, [*target, *tail], k.read(1, *at, *tail), combine)
+
+                lanes(width, element)
+
+            blocks(whole_axis(k.kernel, rest[-1]), k.target.vector_bits // 32, block)
+
+        _nest(k, rest[:-1], row)
+
+    _nest(k, places, update)
+
+
+def _nest(k: Anchor, dims: Dims, body: Callable[[list[Expr]], None]) -> None:
+    """Serial loops over ``dims`` in row-major order."""
+
+    def nest(at: list[Expr]) -> None:
+        if len(at) == len(dims):
+            body(at)
+            return
+        with serial(k.extent(dims[len(at)])) as i:
+            nest([*at, i])
+
+    nest([])
+
+
+def _copy(k: Anchor) -> None:
+    """The result starts as x."""
+    *outer, last = k.dims(0) or (1,)
+
+    def task(p: Expr) -> None:
+        row = k.kernel.reader.unravel(p, tuple(outer))
+
+        def element(j: Expr) -> None:
+            place = [*row, j][: len(k.dims(0))]
+            k.store(0, place, k.read(0, *place))
+
+        vector_loop(whole_axis(k.kernel, last), k.target.vector_bits // 32, element)
+
+    for_each_task(k.kernel, d.size(outer), d.size(k.dims(0)), task)
+
+
+def _combine(k: Anchor, place: list[Expr], new: Expr, combine: Callable[[Expr, Expr], Expr]) -> None:
+    """Update one element of every output; they are copies of the result, which has no epilogue."""
+    for position in k.outputs_of[0]:
+        value: Value = k.kernel.body.results[position]
+        old = decode(k.kernel.outputs[position][tuple(place) if len(place) > 1 else place[0]], value.type.dtype)
+        k.kernel.store(position, place, bind(combine(old, new)))

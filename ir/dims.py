@@ -26,7 +26,8 @@ class Quotient:
     divisor: int
 
     def __str__(self) -> str:
-        return f"(({self.numerator})//{self.divisor})"
+        numerator = str(self.numerator)
+        return f"{numerator if numerator.isidentifier() else f'({numerator})'}//{self.divisor}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,19 @@ def _quotient(numerator: SymDim, divisor: int) -> Dim:
     return SymDim((((Quotient(numerator, divisor),), 1),))
 
 
-def _order(monomial: Monomial) -> tuple[int, tuple[str, ...]]:
-    return (-len(monomial), tuple(map(str, monomial)))
+def _rank(atom: Atom) -> tuple[bool, str]:
+    return isinstance(atom, Quotient), str(atom)
+
+
+def _order(monomial: Monomial) -> tuple[int, tuple[tuple[bool, str], ...]]:
+    """Graded lexicographic: the order is kept by multiplication, which long division relies on."""
+    return (-len(monomial), tuple(map(_rank, monomial)))
 
 
 def _build(terms: Iterable[tuple[Monomial, int]]) -> Dim:
     total: dict[Monomial, int] = {}
     for monomial, factor in terms:
-        key = tuple(sorted(monomial, key=str))
+        key = tuple(sorted(monomial, key=_rank))
         total[key] = total.get(key, 0) + factor
     kept = sorted(((m, f) for m, f in total.items() if f), key=lambda term: _order(term[0]))
     if not kept:
@@ -111,8 +117,9 @@ def _build(terms: Iterable[tuple[Monomial, int]]) -> Dim:
 
 
 def _show(monomial: Monomial, factor: int) -> str:
-    parts = [] if factor == 1 and monomial else ["-1" if factor == -1 and monomial else str(factor)]
-    return "*".join([*parts, *map(str, monomial)])
+    parts = [] if factor == 1 and monomial else [str(factor)]
+    alone = not parts and len(monomial) == 1
+    return "*".join([*parts, *(str(a) if alone or isinstance(a, str) else f"({a})" for a in monomial)])
 
 
 def symbol(name: str) -> SymDim:

@@ -142,13 +142,16 @@ class OpDef:
         return f"<op {self.name}>"
 
 
+_PLAIN = (int, float, str, d.SymDim, DType, TensorType, Graph, Array)
+
+
 def _canonical(name: str, value: Any) -> Any:
     """Lists become tuples and NumPy numbers Python's, so that equal attributes are equal and all of them print."""
     if isinstance(value, tuple | list):
         return tuple(_canonical(name, item) for item in value)
     if isinstance(value, np.generic):
         value = value.item()
-    if not isinstance(value, int | float | str | d.SymDim | DType | TensorType | Graph | Array | None):
+    if value is not None and not isinstance(value, _PLAIN):
         raise TypeRuleError(f"attribute '{name}' cannot hold a {type(value).__name__}")
     return value
 

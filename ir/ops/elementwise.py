@@ -94,7 +94,7 @@ def _compare(name: str, reference: Callable[..., Any], sign: str, kinds: frozens
 
 
 def _erf(x: Any) -> Any:
-    return np.frompyfunc(math.erf, 1, 1)(x).astype(np.asarray(x).dtype)
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x)).astype(np.asarray(x).dtype)
 
 
 def _sign(x: Any) -> Any:

@@ -8,15 +8,15 @@ from .. import dims as d
 from ..errors import TypeRuleError
 from ..types import Kind, TensorType
 
-FLOAT: frozenset[Kind] = frozenset({"float"})
-FLOATING: frozenset[Kind] = frozenset({"float", "complex"})
-INTEGER: frozenset[Kind] = frozenset({"int", "uint"})
-BITS: frozenset[Kind] = frozenset({"int", "uint", "bool"})
-BOOL: frozenset[Kind] = frozenset({"bool"})
-REAL: frozenset[Kind] = frozenset({"float", "int", "uint"})
-NUMBER: frozenset[Kind] = REAL | {"complex"}
-ORDERED: frozenset[Kind] = REAL | {"bool"}
-ANY: frozenset[Kind] = NUMBER | {"bool"}
+FLOAT = frozenset[Kind]({"float"})
+FLOATING = frozenset[Kind]({"float", "complex"})
+INTEGER = frozenset[Kind]({"int", "uint"})
+BITS = frozenset[Kind]({"int", "uint", "bool"})
+BOOL = frozenset[Kind]({"bool"})
+REAL = frozenset[Kind]({"float", "int", "uint"})
+NUMBER = REAL | frozenset[Kind]({"complex"})
+ORDERED = REAL | BOOL
+ANY = NUMBER | BOOL
 
 Rule = Callable[..., TensorType]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import dims as d
 from ..core import Array, Graph, Value
 from ..errors import TypeRuleError
 from ..opdef import STRUCTURAL, Example, OpDef, literal
@@ -30,6 +31,12 @@ def _run_body(*arrays: np.ndarray, body: Graph) -> tuple[np.ndarray, ...]:
     from ..interpret import evaluate_body
 
     return evaluate_body(body, arrays)
+
+
+def _body_flops(*_: TensorType, body: Graph) -> d.Dim:
+    from ..cost import graph_flops
+
+    return graph_flops(body)
 
 
 def _provided_by_caller(**_: object) -> np.ndarray:
@@ -62,6 +69,7 @@ fused = OpDef(
     "fused",
     infer=_fused,
     reference=_run_body,
+    flops=_body_flops,
     traits=frozenset({STRUCTURAL}),
     doc="A group of ops that becomes one kernel; made by the fusion pass, one kernel per distinct body.",
 )

@@ -435,7 +435,7 @@ gated_linear_attention = OpDef(
     ),
     doc=(
         "S_t = exp(log_decay_t) S_(t-1) + k_t (x) v_t; o_t = scale * q_t S_t. Decay per head is Mamba-2's SSD (arXiv "
-        "2405.21060, section 3: q = C, k = B, v = dt x, log_decay = dt A); decay per key channel is GLA (arXiv "
+        "2405.21060, section 5: q = C, k = B, v = dt x, log_decay = dt A); decay per key channel is GLA (arXiv "
         "2312.06635, section 4). Head h uses group h // (H // G). The state has log_decay's dtype."
     ),
 )

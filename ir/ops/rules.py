@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from .. import dims as d
 from ..errors import TypeRuleError
@@ -17,8 +17,6 @@ REAL = frozenset[Kind]({"float", "int", "uint"})
 NUMBER = REAL | frozenset[Kind]({"complex"})
 ORDERED = REAL | BOOL
 ANY = NUMBER | BOOL
-
-Rule = Callable[..., TensorType]
 
 
 def require(condition: bool, message: str) -> None:

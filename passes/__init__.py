@@ -10,7 +10,7 @@ from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
 from .lower_complex import lower_complex
 from .pack_weights import pack_weights
-from .pipeline import Observer, Stage, pipeline, run_pipeline
+from .pipeline import pipeline, run_pipeline
 from .plan_memory import MemoryPlan, plan_memory
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
@@ -20,6 +20,7 @@ from .reroll_scans import reroll_scans
 from .rewrite import Rule, on, rewrite_graph, rewrite_module
 from .simplify import simplify
 from .sink_transposes import sink_transposes
+from .stages import Observer, Stage, on_every_graph
 from .trace import Event, Trace, no, tracing
 
 PASSES: Mapping[str, Callable[[Module], Module]] = {
@@ -33,7 +34,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "recognise_attention": recognise_attention,
     "recognise_convolutions": recognise_convolutions,
     "recognise_norms": recognise_norms,
-    "reroll_scans": lambda module: module.map(reroll_scans),
+    "reroll_scans": on_every_graph(reroll_scans),
     "simplify": simplify,
     "sink_transposes": sink_transposes,
 }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
 from functools import partial
 
-from coilc.ir import CoilError, InputError, Module
+from coilc.ir import Module
 from coilc.ir import verify as promises
 
 from .canonicalise_reductions import canonicalise_reductions
@@ -22,29 +21,20 @@ from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_scans
 from .simplify import simplify
 from .sink_transposes import sink_transposes
-
-Pass = Callable[[Module], Module]
-Observer = Callable[[str, Module], None]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Passes in order, and what holds of the module after the last."""
-
-    name: str
-    promise: promises.Spec
-    passes: tuple[Pass, ...]
+from .stages import Observer, Stage, on_every_graph, run_stages, up_to
 
 
 def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns."""
     return (
+        # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
         Stage("clean", promises.any_graph, (fold_constants, simplify)),
+        # 2. Structure. Out: loops are scans, written-out layers are one op each, layouts meet without transposes.
         Stage(
             "recognise",
             promises.any_graph,
             (
-                partial(Module.map, transform=reroll_scans),
+                on_every_graph(reroll_scans),
                 recognise_norms,
                 recognise_activations,
                 recognise_attention,
@@ -53,16 +43,19 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
                 recognise_convolutions,
             ),
         ),
+        # 3. What the target wants. Out: real numbers only, weights in the layout of the kernels.
         Stage(
             "choose",
             promises.any_graph,
             (lower_complex, partial(pack_weights, panel=panel, claims=claims), sink_transposes),
         ),
+        # 4. Few ops. Out: core ops, and the composites that the target has kernels for.
         Stage(
             "decompose",
             promises.core_or_claimed(claims),
             (partial(decompose, keep=claims), canonicalise_reductions, sink_transposes, fold_constants),
         ),
+        # 5. Kernels. Out: every computation in a group that becomes one kernel.
         Stage("fuse", promises.scheduled, (fuse_groups,)),
     )
 
@@ -87,26 +80,9 @@ def run_pipeline(
         VerifyError: a stage broke its promise; the message starts with the stage.
         InputError: ``stop_after`` names no stage.
     """
-    stages = pipeline(claims, panel)
-    names = [stage.name for stage in stages]
-    if stop_after not in (None, *names):
-        raise InputError(f"there is no stage '{stop_after}'; the stages are {', '.join(names)}")
     promises.any_graph(module)
-    report = observe or (lambda name, module: None)
-    report("input", module)
-    for stage in stages[: names.index(stop_after) + 1 if stop_after else None]:
-        module = run_stage(stage, module)
-        report(stage.name, module)
-    return module
-
-
-def run_stage(stage: Stage, module: Module) -> Module:
-    """Run one stage and check its promise."""
-    for step in stage.passes:
-        module = step(module)
-    try:
-        stage.promise(module)
-    except CoilError as error:
-        error.message = f"after stage '{stage.name}': {error.message}"
-        raise
+    for name, result in run_stages(up_to(pipeline(claims, panel), stop_after), module):
+        module = result
+        if observe:
+            observe(name, module)
     return module

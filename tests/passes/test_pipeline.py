@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -146,8 +148,25 @@ def test_an_unknown_stage_is_named() -> None:
 
 
 def test_a_broken_promise_names_its_stage() -> None:
-    from coilc.passes.pipeline import Stage, run_stage
+    from coilc.passes.stages import Stage, run_stage
 
     stage = Stage("decompose", verify.core_or_claimed(()), ())
     with pytest.raises(CoilError, match="after stage 'decompose': composite op 'silu' is left"):
         run_stage(stage, module_of(SMALL, np.random.default_rng(0)))
+
+
+def test_stages_are_written_to_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COILC_DUMP", "all")
+    monkeypatch.setenv("COILC_DUMP_DIR", str(tmp_path))
+    run_pipeline(module_of(SMALL, np.random.default_rng(0)), stop_after="clean")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["00-input.py", "01-clean.py"]
+    assert "silu(x)" in (tmp_path / "00-input.py").read_text()
+
+
+def test_rules_and_changes_are_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COILC_DIFF", "1")
+    monkeypatch.setenv("COILC_TRACE", "1")
+    run_pipeline(module_of(SMALL, np.random.default_rng(0)), stop_after="decompose")
+    printed = capsys.readouterr().err
+    assert "definition: silu(f32[B, 4]) -> mul(f32[B, 4], f32[B, 4])" in printed
+    assert "+++ after decompose" in printed

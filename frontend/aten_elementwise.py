@@ -31,6 +31,8 @@ def _is_bool(call: Call) -> bool:
 def _add(call: Call, x: Operand, y: Operand, alpha: Scalar = 1) -> Value:
     if _is_bool(call):
         return ops.logical_or(truth(x), truth(y))
+    if isinstance(x, Value) and x.type == call.type and call.dtype.is_integer and isinstance(y, int) and y == 0:
+        return x
     return ops.add(tensor(x, call.dtype), _scaled(y, alpha, call.dtype))
 
 
@@ -46,6 +48,8 @@ def _rsub(call: Call, x: Operand, y: Operand, alpha: Scalar = 1) -> Value:
 
 @aten("mul.Tensor", "mul.Scalar")
 def _mul(call: Call, x: Operand, y: Operand) -> Value:
+    if isinstance(x, Value) and x.type == call.type and isinstance(y, int | float) and y == 1:
+        return x
     op = ops.logical_and if _is_bool(call) else ops.mul
     return op(tensor(x, call.dtype), tensor(y, call.dtype))
 

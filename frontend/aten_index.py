@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coilc.ir import Value, ops
+from coilc.ir import Dim, Value, ops
 from coilc.ir.opdef import broadcast_dims
 from coilc.ir.types import DTYPES
 
@@ -51,6 +51,8 @@ def _index_select(call: Call, x: Value, dim: int, index: Value) -> Value:
 def _index(call: Call, x: Value, indices: Sequence[Value | None]) -> Value:
     """One index is ``take``; several are ``take`` at flat places of the indexed axes, moved together."""
     axes, places = _index_axes(call, x, indices)
+    if axes == list(range(x.type.rank)) and (view := _as_view(call, x, places)) is not None:
+        return view
     if len(axes) == 1:
         return ops.take(x, places[0], axis=axes[0])
     adjacent = axes == list(range(axes[0], axes[0] + len(axes)))
@@ -69,6 +71,32 @@ def _index_axes(call: Call, x: Value, indices: Sequence[Value | None]) -> tuple[
     if not given:
         raise call.unsupported("indexing without an index")
     return axes, [cast(v, _I64) for v in given]
+
+
+def _as_view(call: Call, x: Value, places: Sequence[Value]) -> Value | None:
+    """``x[arange(B)[:, None], arange(L)]``, as masks are built, reads every element once: x with its axes arranged."""
+    rank = call.type.rank
+    spots: list[int] = []  # the axis of the result along which each axis of x runs
+    for extent, place in zip(x.dims, places, strict=True):
+        if not _counts_through(place, extent):
+            return None
+        wide = [i for i, d in enumerate(place.dims) if d != 1]
+        spots.append(rank - place.type.rank + wide[0] if wide else -1)
+    running = [spot for spot in spots if spot >= 0]
+    if len(set(running)) != len(running):
+        return None
+    order = sorted(range(x.type.rank), key=lambda axis: spots[axis])
+    apart = tuple(x.dims[spots.index(i)] if i in spots else 1 for i in range(rank))
+    return broadcast(reshape(transpose(x, order), apart), call.dims)
+
+
+def _counts_through(place: Value, extent: Dim) -> bool:
+    """Whether ``place`` is 0, 1, ... up to ``extent``, under axes of extent 1."""
+    if place.type.size != extent:
+        return False
+    while place.op.name == "reshape":
+        place = place.node.inputs[0]
+    return place.op.name == "iota" and place.dims == (extent,)
 
 
 def _flat_places(x: Value, axes: Sequence[int], places: Sequence[Value]) -> Value:

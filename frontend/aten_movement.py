@@ -9,7 +9,20 @@ from coilc.ir import Dim, SymDim, Value, dims, ops
 from coilc.ir.types import DTYPES
 
 from .aten import (
-    Call, Operand, Scalar, aten, axis_of, broadcast, cast, concat, full, product, reshape, slice_axis, tensor, transpose,
+    Call,
+    Operand,
+    Scalar,
+    aten,
+    axis_of,
+    broadcast,
+    cast,
+    concat,
+    full,
+    product,
+    reshape,
+    slice_axis,
+    tensor,
+    transpose,
 )  # fmt: skip
 
 _I64 = DTYPES["i64"]

@@ -178,6 +178,13 @@ def _mask(mask: Value, q: Value, call: Call) -> Value:
 
 @aten("embedding")
 def _embedding(call: Call, weight: Value, indices: Value, *_: object, **__: object) -> Value:
+    """Positions that the model counts itself read the table's first rows, which bounds the length by the table's."""
+    counted = indices
+    while counted.op.name in ("reshape", "broadcast") and counted.type.size == counted.node.inputs[0].type.size:
+        counted = counted.node.inputs[0]
+    if counted.op.name == "iota" and counted.type.rank == 1 and isinstance(weight.dims[0], int):
+        call.symbols.narrow(counted.dims[0], weight.dims[0])
+        return reshape(slice_axis(weight, 0, 0, counted.dims[0]), call.dims)
     return ops.take(weight, indices, axis=0)
 
 

@@ -19,7 +19,7 @@ from coilc.ir.types import type_of
 
 from .aten import Call, dtype_from
 from .locations import location_of
-from .symbols import Symbols, symbols_of
+from .symbols import symbols_of
 from .table import IGNORED, row_of
 
 _SMALL = 16  # elements; a constant tensor up to this size stands in the graph, a larger one in the weight table

@@ -6,7 +6,9 @@ dim per axis. A dim is a name ``"L"``, a name with limits ``"L:1..8192"``, a mul
 
 from __future__ import annotations
 
+import functools
 import inspect
+import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -66,38 +68,62 @@ class Dynamic:
         return at_least if high is None else min(at_least, high)
 
 
-def parse_dynamic(arguments: Mapping[str, Any], specification: Any) -> Dynamic:
+class Arguments:
+    """A call's arguments by parameter name, ``*args`` as a tuple and ``**kwargs`` as a dict, as torch.export counts them.
+
+    Raises:
+        InputError: the arguments do not fit ``forward``.
+    """
+
+    def __init__(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+        try:
+            bound = inspect.signature(module.forward).bind(*args, **kwargs)
+        except TypeError as error:
+            raise InputError(f"the example arguments do not fit {type(module).__name__}.forward: {error}") from None
+        self.values: dict[str, Any] = dict(bound.arguments)
+        self.parameters = bound.signature.parameters
+
+    def path(self, name: str) -> tuple[Any, ...]:
+        """Where the argument called ``name`` is.
+
+        Raises:
+            InputError: the call has no such argument.
+        """
+        if name in self.values:
+            return (name,)
+        rest = self._named(inspect.Parameter.VAR_KEYWORD)
+        if rest and name in self.values.get(rest, {}):
+            return (rest, name)
+        raise InputError(f"dynamic_shapes names '{name}', the model's arguments are {', '.join(self.values)}")
+
+    def call(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Other values of the same structure as positional and keyword arguments, passed as the user passes them."""
+        positional: list[Any] = []
+        for name, parameter in self.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                positional += values.get(name, ())
+            elif name in values and len(positional) < len(self.args):
+                positional.append(values[name])
+        rest = values.get(self._named(inspect.Parameter.VAR_KEYWORD) or "", {})
+        return tuple(positional[: len(self.args)]), {name: values.get(name, rest.get(name)) for name in self.kwargs}
+
+    def _named(self, kind: Any) -> str | None:
+        return next((name for name, parameter in self.parameters.items() if parameter.kind is kind), None)
+
+
+def parse_dynamic(arguments: Arguments, specification: Any) -> Dynamic:
     """Read a specification against the arguments.
 
     Raises:
         InputError: a name that is no argument, an axis that the tensor lacks, or one symbol with two ranges.
     """
     result = Dynamic()
-    by_name = _by_name(arguments, specification or {})
-    for name, spec in by_name.items():
-        if spec is None:
-            continue
-        if name not in arguments:
-            raise InputError(f"dynamic_shapes names '{name}', the model's arguments are {', '.join(arguments)}")
-        _read(result, (name,), arguments[name], spec)
+    for name, spec in _by_name(arguments.values, specification or {}).items():
+        if spec is not None:
+            path = arguments.path(name)
+            _read(result, path, functools.reduce(operator.getitem, path, arguments.values), spec)
     return result
-
-
-def arguments_of(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by parameter name, ``*args`` as a tuple, as torch.export counts them.
-
-    Raises:
-        InputError: the arguments do not fit ``forward``.
-    """
-    try:
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise InputError(f"the example arguments do not fit {type(module).__name__}.forward: {error}") from None
-    arguments = dict(bound.arguments)
-    for parameter in bound.signature.parameters.values():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(arguments.pop(parameter.name, {}))
-    return arguments
 
 
 def _by_name(arguments: Mapping[str, Any], specification: Any) -> dict[str, Any]:
@@ -115,6 +141,8 @@ def _read(result: Dynamic, path: tuple[Any, ...], value: Any, spec: Any) -> None
         for axis, dim in axes.items():
             _read_axis(result, path, value, axis, dim)
         return
+    if not isinstance(value, Mapping | list | tuple):
+        raise InputError(f"dynamic_shapes gives axes of '{_shown(path)}', which is no tensor")
     pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
     for key, item in pairs:
         inner = spec.get(key) if isinstance(spec, Mapping) else spec[key] if key < len(spec) else None
@@ -123,11 +151,10 @@ def _read(result: Dynamic, path: tuple[Any, ...], value: Any, spec: Any) -> None
 
 
 def _read_axis(result: Dynamic, path: tuple[Any, ...], tensor: torch.Tensor, axis: int, dim: Any) -> None:
-    shown = ".".join(map(str, path))
     if dim is None or isinstance(dim, int):
         return
     if not isinstance(axis, int) or not -tensor.dim() <= axis < tensor.dim():
-        raise InputError(f"dynamic_shapes gives axis {axis} of '{shown}', which has {tensor.dim()} axes")
+        raise InputError(f"dynamic_shapes gives axis {axis} of '{_shown(path)}', which has {tensor.dim()} axes")
     axis %= tensor.dim()
     if not isinstance(dim, str) and not hasattr(dim, "__name__"):
         result.hints.setdefault(path, {})[axis] = dim
@@ -136,6 +163,10 @@ def _read_axis(result: Dynamic, path: tuple[Any, ...], tensor: torch.Tensor, axi
     result.axes.setdefault(path, {})[axis] = polynomial
     for name in dims.symbols(polynomial):
         _state_range(result, name, limits)
+
+
+def _shown(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
 
 
 def _state_range(result: Dynamic, name: str, limits: Range | None) -> None:

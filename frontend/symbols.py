@@ -22,7 +22,7 @@ class Symbols:
     """
 
     def __init__(self, names: Mapping[str, str], ranges: Mapping[str, Range]) -> None:
-        self.names, self.ranges = names, ranges
+        self.names, self.ranges = names, dict(ranges)
 
     def dim(self, extent: int | torch.SymInt) -> Dim:
         """The dimension that ``extent`` denotes.
@@ -59,6 +59,12 @@ class Symbols:
         if high is not None and high <= 0:
             return b
         raise UnsupportedError(f"which of the extents {a} and {b} is larger depends on the input", ())
+
+    def narrow(self, dim: Dim, most: int) -> None:
+        """Lower the upper limit of a symbol: the model cannot take more than ``most``."""
+        for name, (low, high) in self.ranges.items():
+            if dim == symbol(name):
+                self.ranges[name] = (low, most if high is None else min(high, most))
 
     def smallest(self, a: Dim, b: Dim) -> Dim:
         return b if self.largest(a, b) is a else a

@@ -17,7 +17,7 @@ from coilc.ir import CoilError, InputError, Module, Node, dims
 
 from .capture import capture
 from .convert import convert
-from .dynamic_shapes import Dynamic, arguments_of, leaves, narrowed, parse_dynamic
+from .dynamic_shapes import Arguments, Dynamic, leaves, narrowed, parse_dynamic
 from .locations import location_of_error
 from .table import decompositions
 
@@ -51,13 +51,10 @@ def trace(
         InputError: the arguments or ``dynamic_shapes`` do not fit the model.
     """
     kwargs = dict(kwargs or {})
-    arguments = arguments_of(module, args, kwargs)
+    arguments = Arguments(module, args, kwargs)
     dynamic = parse_dynamic(arguments, dynamic_shapes)
-    larger = dynamic.examples(arguments)
-    call_args = tuple(larger[name] for name in list(arguments)[: len(args)]) if len(args) <= len(arguments) else args
-    with evaluating(module, kwargs), capture(module, arguments), torch.no_grad(), _plain_errors(module):
-        program = _export(module, call_args, {k: larger[k] for k in kwargs}, dynamic, arguments)
-        program = program.run_decompositions(decompositions())
+    with evaluating(module, kwargs), capture(module, arguments.values), torch.no_grad(), _plain_errors(module):
+        program = _export(module, arguments, dynamic).run_decompositions(decompositions())
     program.graph_module.meta[_SYMBOLS] = _symbol_names(program, dynamic, arguments)
     return program
 
@@ -98,14 +95,13 @@ def _load(path: Path) -> ExportedProgram:
         raise InputError(f"{path} is no exported program of this torch version ({error})") from error
 
 
-def _export(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Dynamic, arguments: Mapping[str, Any]
-) -> ExportedProgram:
+def _export(module: torch.nn.Module, arguments: Arguments, dynamic: Dynamic) -> ExportedProgram:
     """torch.export, again with narrower ranges as long as the model asks for them."""
     for _ in range(_ATTEMPTS):
-        shapes = dynamic.torch_shapes(arguments)
+        args, kwargs = arguments.call(dynamic.examples(arguments.values))
+        shapes = dynamic.torch_shapes(arguments.values)
         try:
-            return torch.export.export(module, args, dict(kwargs), dynamic_shapes=shapes, strict=False)
+            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
         except UserError as error:
             if not narrowed(dynamic, str(error)):
                 raise
@@ -149,12 +145,12 @@ def _plain_errors(module: torch.nn.Module) -> Iterator[None]:
         raise CoilError(f"{type(module).__name__} cannot be traced{at_line}: {first}", location) from error
 
 
-def _symbol_names(program: ExportedProgram, dynamic: Dynamic, arguments: Mapping[str, Any]) -> dict[str, str]:
+def _symbol_names(program: ExportedProgram, dynamic: Dynamic, arguments: Arguments) -> dict[str, str]:
     """torch's symbols by the user's names, read off the axes that the user named."""
     fakes = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
     tensors = [fake for fake in fakes if isinstance(fake, torch.Tensor)]
     names: dict[str, str] = {}
-    for (path, _), fake in zip(leaves(arguments), tensors, strict=False):
+    for (path, _), fake in zip(leaves(arguments.values), tensors, strict=False):
         for axis, dim in dynamic.axes.get(path, {}).items():
             free = [] if isinstance(fake.shape[axis], int) else list(fake.shape[axis].node.expr.free_symbols)
             if len(free) == 1:

@@ -18,7 +18,7 @@ from .options import Dynamic, Json, Model, Target
 from .sources import load_program, load_text
 
 if TYPE_CHECKING:
-    from coilc.passes.pipeline import Pass, Stage
+    from coilc.passes.stages import Pass, Stage
 
 
 def inspect_command(

@@ -48,7 +48,9 @@ def report(title: str, candidates: Candidates, work: float, unit: str, rounds: i
     ours = next(iter(found.values()))
     print(title)
     for name, seconds in found.items():
-        print(f"  {name:12} {seconds * 1e3:9.3f} ms  {work / seconds / 1e9:8.1f} {unit}  coilc is {seconds / ours:6.2f}x")
+        print(
+            f"  {name:12} {seconds * 1e3:9.3f} ms  {work / seconds / 1e9:8.1f} {unit}  coilc is {seconds / ours:6.2f}x"
+        )
 
 
 def compiled(text: str, arrays: list[np.ndarray], *, check: bool = True) -> Callable[[], object]:
@@ -203,7 +205,50 @@ def causal_conv1d() -> None:
     report(f"causal conv K=4 L={length} D={channels}", {"coilc": ours, "torch": eager}, 8 * x.size, "GB/s")
 
 
-BENCHMARKS = (gemm, attention, selective_scan, causal_conv1d)
+def gated_linear_attention() -> None:
+    length, heads, size, states = 2048, 24, 64, 128
+    text = f"""def kernel(
+    q: f32[B, L, 1, {states}], k: f32[B, L, 1, {states}], v: f32[B, L, {heads}, {size}], decay: f32[B, L, {heads}]
+):
+    o, s = gated_linear_attention(q, k, v, decay, optional=(), scale=1.0)
+    return {{"o": o, "s": s}}
+"""
+    decay = -np.abs(random(1, length, heads))
+    arrays = [random(1, length, 1, states), random(1, length, 1, states), random(1, length, heads, size), decay]
+    ours = compiled(text, arrays)
+    tensors = [torch.from_numpy(a) for a in arrays]
+    expected = ours_result(text, arrays)
+    found = chunked_attention(*tensors).numpy()
+    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    candidates = {"coilc": ours, "chunked": lambda: chunked_attention(*tensors)}
+    work = 6 * length * heads * size * states
+    report(f"gated linear attention L={length} H={heads} P={size} N={states}", candidates, work, "GFLOP/s", 3)
+
+
+def ours_result(text: str, arrays: list[np.ndarray]) -> np.ndarray:
+    return Compiled(text)(*arrays)[0]
+
+
+def chunked_attention(q, k, v, decay, chunk=64):  # type: ignore[no-untyped-def]
+    """The form with matrix products (SSD, arXiv 2405.21060, section 6), one group."""
+    batch, length, heads, size = v.shape
+    q, k = (x[:, :, 0].reshape(batch, -1, chunk, x.shape[-1]) for x in (q, k))
+    v = v.reshape(batch, -1, chunk, heads, size)
+    total = decay.reshape(batch, -1, chunk, heads).cumsum(2)
+    between = (total[:, :, :, None] - total[:, :, None]).permute(0, 1, 4, 2, 3)
+    within = torch.exp(between.masked_fill(~torch.ones(chunk, chunk, dtype=torch.bool).tril(), -torch.inf))
+    out = torch.einsum("bchij,bcjhp->bcihp", (q @ k.transpose(-1, -2))[:, :, None] * within, v)
+    to_end = torch.exp(total[:, :, -1:] - total)
+    added = torch.einsum("bcjn,bcjhp->bchnp", k, v * to_end[..., None])
+    state, states = torch.zeros_like(added[:, 0]), []
+    for c in range(added.shape[1]):
+        states.append(state)
+        state = torch.exp(total[:, c, -1])[:, :, None, None] * state + added[:, c]
+    carried = torch.einsum("bcin,bchnp->bcihp", q, torch.stack(states, 1)) * torch.exp(total)[..., None]
+    return (out + carried).reshape(batch, length, heads, size)
+
+
+BENCHMARKS = (gemm, attention, selective_scan, causal_conv1d, gated_linear_attention)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:

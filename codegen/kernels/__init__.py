@@ -11,6 +11,8 @@ from .anchor import Anchor
 from .argument import emit_argument
 from .causal_conv1d import emit_causal_conv1d
 from .conv import emit_conv
+from .gated_linear_attention import emit_gated_linear_attention
+from .linear_scan import emit_linear_scan
 from .matmul import emit_matmul
 from .order import emit_sort
 from .packed_matmul import emit_packed_matmul
@@ -26,6 +28,8 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.selective_scan: emit_selective_scan,
     ops.causal_conv1d: emit_causal_conv1d,
     ops.scan: emit_scan,
+    ops.linear_scan: emit_linear_scan,
+    ops.gated_linear_attention: emit_gated_linear_attention,
     ops.conv: emit_conv,
     ops.pool: emit_pool,
     ops.cumsum: emit_cumulative,

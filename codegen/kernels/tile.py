@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from math import gcd
 
 from tvm import DataType, tirx
@@ -11,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from ..scalar import Expr
 from ..target import Target
-from .loops import i64, lanes, local, serial, unrolled, when
+from .loops import i64, lanes, local, serial, when
 
 Read = Callable[[Expr, Expr], Expr]
 Write = Callable[[Expr, Expr, Expr], None]
@@ -53,20 +54,23 @@ class Tile:
     def _multiply(self, height: int, inner: Expr, left: Read, right: Read, write: Write) -> None:
         """A low tile keeps several partial sums per element: enough independent multiply-adds to hide their latency."""
         parts = max(1, self.rows // (2 * height))
-        sums = local((parts * height, self.width), self.dtype)
+        sums = [[local((self.width,), self.dtype) for _ in range(height)] for _ in range(parts)]
 
-        def add(part: Expr, k: Expr) -> None:
-            with unrolled(height) as i, lanes(self.width) as j:
-                row = part * i64(height) + i
-                T.buffer_store(sums, sums[row, j] + left(i, k) * right(k, j), [row, j])
+        def add(part: int, k: Expr) -> None:
+            for i, row in enumerate(sums[part]):
+                with lanes(self.width) as j:
+                    T.buffer_store(row, row[j] + left(i64(i), k) * right(k, j), [j])
 
-        with unrolled(parts * height) as i, lanes(self.width) as j:
-            T.buffer_store(sums, tirx.const(0, self.dtype), [i, j])
+        for row in chain(*sums):
+            with lanes(self.width) as j:
+                T.buffer_store(row, tirx.const(0, self.dtype), [j])
         whole = tirx.truncdiv(inner, i64(parts))
-        with serial(whole) as k, unrolled(parts) as part:
-            add(part, k * i64(parts) + part)
+        with serial(whole) as k:
+            for part in range(parts):
+                add(part, k * i64(parts) + i64(part))
         if parts > 1:
             with serial(inner, start=whole * i64(parts)) as k:
-                add(i64(0), k)
-        with unrolled(height) as i, lanes(self.width) as j:
-            write(i, j, sum((sums[i64(part * height) + i, j] for part in range(1, parts)), sums[i, j]))
+                add(0, k)
+        for i, rows in enumerate(zip(*sums, strict=True)):
+            with lanes(self.width) as j:
+                write(i64(i), j, sum((row[j] for row in rows[1:]), rows[0][j]))

@@ -41,6 +41,16 @@ def support(factors: Iterable[Factor]) -> frozenset[int]:
     return frozenset[int]().union(*(f.support for f in factors))
 
 
+def removed(factors: Iterable[Factor], unwanted: Iterable[Factor]) -> tuple[Factor, ...] | None:
+    """``factors`` less each of ``unwanted`` once; ``None`` when one of those is not among them."""
+    rest = list(factors)
+    for factor in unwanted:
+        if factor not in rest:
+            return None
+        rest.remove(factor)
+    return tuple(rest)
+
+
 def _without_units(axes: Iterable[int | None], extents: Dims) -> Axes:
     return tuple(None if extent == 1 else axis for axis, extent in zip(axes, extents, strict=True))
 
@@ -83,7 +93,9 @@ def _of_reshape(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...] | No
 def _of_slice(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...]:
     """Slice every factor on the axes that it has."""
     (x,) = value.node.inputs
-    ids = tuple(-1 - i if axis is None and n != 1 else axis for i, (axis, n) in enumerate(zip(axes, x.dims, strict=True)))
+    ids = tuple(
+        -1 - i if axis is None and n != 1 else axis for i, (axis, n) in enumerate(zip(axes, x.dims, strict=True))
+    )
     bounds = {
         axis: tuple(value.node.attrs[name][i] for name in ("starts", "stops", "steps")) for i, axis in enumerate(ids)
     }

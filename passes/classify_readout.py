@@ -1,0 +1,228 @@
+"""A loop whose outputs see its state only through a contraction: the parts that a first-class recurrence needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from coilc.ir import Dim, Node, Value, ops
+
+from .classify_affine import AffineIn, NotAffine
+from .classify_factors import Axes, Factor, factors_of, product
+from .rewrite import on, rewrite_graph
+from .vectorise_time import Loop, Parallel, Timed, from_front
+
+TIME = 0  # axis numbers: time, then axis i of the state is i + 1
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """``state = decay * state + update; out = sum(query * state, contracted)``, each a product of factors.
+
+    Attributes:
+        out: the body's value that is the contraction, and ``out_axes`` the state axis of each of its dims.
+        epilogue: factors of the query that do not depend on a contracted axis.
+    """
+
+    loop: Loop
+    time: Parallel
+    decay: tuple[Factor, ...]
+    update: tuple[Factor, ...]
+    query: tuple[Factor, ...]
+    epilogue: tuple[Factor, ...]
+    contracted: frozenset[int]
+    out: Value
+    out_axes: Axes
+
+    @property
+    def state(self) -> Value:
+        return self.loop.body_carries[0]
+
+    @property
+    def extent(self) -> Mapping[int, Dim]:
+        return {TIME: self.loop.length, **{i + 1: n for i, n in enumerate(self.state.dims)}}
+
+    @property
+    def rest(self) -> tuple[int, ...]:
+        """State axes that are not contracted."""
+        return tuple(i + 1 for i in range(self.state.type.rank) if i + 1 not in self.contracted)
+
+    def arranged(self, factors: Sequence[Factor], *groups: Iterable[int]) -> Value:
+        """The product of ``factors`` with one dim per group of axes, in the order of time that the op runs in."""
+        result = product(factors, tuple(map(tuple, groups)), self.extent, like=self.state)
+        return self.in_order(result, [TIME in group for group in map(tuple, groups)])
+
+    def in_order(self, value: Value, is_time: Sequence[bool]) -> Value:
+        axes = tuple(i for i, moving in enumerate(is_time) if moving)
+        return ops.flip(value, axes=axes) if self.loop.reverse and axes else value
+
+    def initial(self, *groups: Iterable[int]) -> Value:
+        return self.arranged((Factor(self.loop.inits[0], tuple(range(1, self.state.type.rank + 1))),), *groups)
+
+    def results(self, out: Value, last: Value, out_groups: Groups, last_groups: Groups) -> tuple[Value, ...]:
+        """The scan's results, from those of the op, whose dims are groups of axes."""
+        out = self.in_order(out, [TIME in group for group in out_groups])
+        axes = tuple(axis for axis in self.out_axes if axis is not None)
+        lifted = product(
+            [*_split(out, out_groups, self.extent), *self.epilogue],
+            [(TIME,), *((axis,) for axis in axes)],
+            self.extent,
+            like=out,
+        )
+        lifted = ops.reshape(lifted, dims=(self.loop.length, *self.out.dims))
+        self.time.known[self.out] = Timed(_as(lifted, self.out), True)
+        ys = [self.time.full(self.time.value(y)) for y in self.loop.outputs]
+        groups = [(i + 1,) for i in range(self.state.type.rank)]
+        state = product(_split(last, last_groups, self.extent), groups, self.extent, like=last)
+        return (_as(state, self.state), *(from_front(y, self.loop.axis) for y in ys))
+
+
+Groups = Sequence[Sequence[int]]
+
+
+def _as(value: Value, like: Value) -> Value:
+    return value if value.type.dtype is like.type.dtype else ops.cast(value, dtype=like.type.dtype)
+
+
+def _split(value: Value, groups: Groups, extent: Mapping[int, Dim]) -> tuple[Factor, ...]:
+    """A tensor with one dim per group as a factor with one dim per axis."""
+    axes = tuple(axis for group in groups for axis in group)
+    dims = tuple(extent[axis] for axis in axes)
+    whole = value if value.dims == dims else ops.reshape(value, dims=dims)
+    return (Factor(whole, tuple(None if n == 1 else axis for axis, n in zip(axes, dims, strict=True))),)
+
+
+def contraction_of(node: Node) -> Contraction:
+    """Read a scan as one carry that its outputs contract.
+
+    Raises:
+        NotAffine, NotParallel: it is something else; the exception has the node and the reason.
+    """
+    loop = Loop(node)
+    if loop.carries != 1:
+        raise NotAffine(node, f"it carries {loop.carries} values")
+    loop = Loop(_with_sums(node))
+    time = Parallel(loop)
+    update = AffineIn(time, loop.body_carries[0])
+    step = update.of(loop.next_carries[0])
+    if step.view != update.state:
+        raise NotAffine(loop.next_carries[0].node, "the state does not come back in its own layout")
+    reader = AffineIn(time, loop.next_carries[0])
+    out = _the_contraction(reader, loop)
+    contracted, query, out_axes = _query(reader, out)
+    return Contraction(
+        loop,
+        time,
+        () if step.scale is None else _over_time(step.scale),
+        () if step.shift is None else _over_time(step.shift),
+        tuple(f for f in query if f.support & contracted),
+        tuple(f for f in query if not f.support & contracted),
+        contracted,
+        out,
+        out_axes,
+    )
+
+
+def _over_time(x: Timed) -> tuple[Factor, ...]:
+    """Factors of a value of the loop: axis 0 is time, axis i of the body's value is i + 1."""
+    return factors_of(x.value, tuple(range(0 if x.varies else 1, x.value.type.rank + (not x.varies))))
+
+
+def _the_contraction(reader: AffineIn, loop: Loop) -> Value:
+    """The only value of the body through which the outputs see the new state."""
+    found: dict[Value, None] = {}
+    stack = [y for y in loop.outputs]
+    while stack:
+        value = stack.pop()
+        if reader.is_free(value):
+            continue
+        if value == reader.base:
+            raise NotAffine(value.node, "the whole state leaves the loop")
+        if value.op is ops.sum:
+            found[value] = None
+        else:
+            stack += value.node.inputs
+    if len(found) != 1:
+        raise NotAffine(loop.node, f"the outputs contract the state {len(found)} times")
+    return next(iter(found))
+
+
+def _query(reader: AffineIn, out: Value) -> tuple[frozenset[int], tuple[Factor, ...], Axes]:
+    """Contracted axes, the factors that multiply the state before the sum, and the axis of each dim of the sum."""
+    (operand,) = out.node.inputs
+    read = reader.of(operand)
+    if read.view is None or read.shift is not None:
+        raise NotAffine(out.node, "something is added to the state before it is contracted")
+    (whole, *more) = factors_of(read.view)
+    if more or whole.value != reader.state:
+        raise NotAffine(out.node, "the state is read in another shape")
+    axis_of = {dim: axis + 1 for axis, dim in enumerate(whole.axes) if dim is not None}
+    axes = tuple(axis_of.get(i) for i in range(operand.type.rank))
+    if any(axis is None and extent != 1 for axis, extent in zip(axes, operand.dims, strict=True)):
+        raise NotAffine(out.node, "several queries read the state at once")
+    summed = out.node.attrs["axes"]
+    contracted = frozenset(axis for i in summed if (axis := axes[i]) is not None)
+    if not contracted:
+        raise NotAffine(out.node, "the contracted axis has extent 1")
+    query: tuple[Factor, ...] = ()
+    if read.scale is not None:
+        query = factors_of(read.scale.value, ((TIME, *axes) if read.scale.varies else axes))
+    return contracted, query, tuple(axis for i, axis in enumerate(axes) if i not in summed)
+
+
+# --- contractions in one form ----------------------------------------------------------------------------------------
+
+
+def _with_sums(scan: Node) -> Node:
+    """The scan with every product of its state with a vector written as ``sum(mul(...))``."""
+    body = scan.attrs["body"]
+    carried = _Reach([v.node for v in body.inputs[: scan.attrs["carries"]]])
+
+    @on("matmul", "einsum", "linear")
+    def product_with_state(node: Node) -> Value | None:
+        if not carried.reach(node):
+            return None
+        if node.op.decompose is not None:
+            result: Value = node.op.decompose(*node.inputs, **node.attrs)
+            return result
+        return vector_product(node)
+
+    return scan.op.node(*scan.inputs, **{**scan.attrs, "body": rewrite_graph(body, product_with_state)})
+
+
+def vector_product(node: Node) -> Value | None:
+    """A matmul with a row or column vector as a sum of products; with an inner dim of 1 it is an outer product."""
+    x, y = node.inputs
+    if x.dims[-1] == 1:
+        return ops.mul(x, y)
+    swap = (*range(x.type.rank - 2), x.type.rank - 1, x.type.rank - 2)
+    if y.dims[-1] == 1:
+        return ops.sum(ops.mul(x, ops.transpose(y, perm=swap)), axes=(x.type.rank - 1,), keepdims=True)
+    if x.dims[-2] == 1:
+        return ops.sum(ops.mul(ops.transpose(x, perm=swap), y), axes=(x.type.rank - 2,), keepdims=True)
+    return None
+
+
+def reaches(root: Node, value: Value) -> bool:
+    """Whether ``value`` depends on ``root``."""
+    return _Reach([root]).reach(value.node)
+
+
+class _Reach:
+    """Which nodes depend on some given ones."""
+
+    def __init__(self, roots: Iterable[Node]) -> None:
+        self.known: dict[Node, bool] = dict.fromkeys(roots, True)
+
+    def reach(self, node: Node) -> bool:
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            missing = [v.node for v in top.inputs if v.node not in self.known]
+            if top in self.known or not missing:
+                stack.pop()
+                if top not in self.known:
+                    self.known[top] = any(self.known[v.node] for v in top.inputs)
+            else:
+                stack += missing
+        return self.known[node]

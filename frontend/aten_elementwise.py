@@ -119,6 +119,22 @@ def _signbit(call: Call, x: Value) -> Value:
     return ops.lt(ops.atan2(x, ops.neg(ops.abs(x))), 0) if x.type.dtype.is_float else ops.lt(x, zero)
 
 
+@aten("copysign.Tensor", "copysign.Scalar")
+def _copysign(call: Call, x: Value, sign: Operand) -> Value:
+    magnitude, other = ops.abs(cast(x, call.dtype)), tensor(sign, call.dtype)
+    return ops.where(_signbit(call, other), ops.neg(magnitude), magnitude)
+
+
+@aten("hypot")
+def _hypot(call: Call, x: Value, y: Value) -> Value:
+    """Scaled by the larger, so that squares neither overflow nor vanish."""
+    a, b = ops.abs(cast(x, call.dtype)), ops.abs(cast(y, call.dtype))
+    large, small = ops.maximum(a, b), ops.minimum(a, b)
+    ratio = ops.div(small, ops.where(ops.eq(large, 0), 1, large))
+    scaled = ops.mul(large, ops.sqrt(ops.add(ops.square(ratio), 1)))
+    return ops.where(ops.isinf(large), large, scaled)
+
+
 @aten("frac")
 def _frac(call: Call, x: Value) -> Value:
     return ops.sub(x, ops.trunc(x))
@@ -226,6 +242,16 @@ def _or(call: Call, x: Operand, y: Operand) -> Value:
 @aten("__xor__.Tensor", "__xor__.Scalar", "bitwise_xor.Scalar_Tensor")
 def _xor(call: Call, x: Operand, y: Operand) -> Value:
     return ops.bitwise_xor(tensor(x, call.dtype), tensor(y, call.dtype))
+
+
+@aten("__lshift__.Tensor", "__lshift__.Scalar", "bitwise_left_shift.Tensor_Scalar")
+def _shift_left(call: Call, x: Operand, y: Operand) -> Value:
+    return ops.shift_left(tensor(x, call.dtype), tensor(y, call.dtype))
+
+
+@aten("__rshift__.Tensor", "__rshift__.Scalar", "bitwise_right_shift.Tensor_Scalar")
+def _shift_right(call: Call, x: Operand, y: Operand) -> Value:
+    return ops.shift_right(tensor(x, call.dtype), tensor(y, call.dtype))
 
 
 @aten("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")

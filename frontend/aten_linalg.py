@@ -55,6 +55,13 @@ def _outer(call: Call, x: Value, y: Value) -> Value:
     return ops.mul(ops.reshape(cast(x, call.dtype), dims=(*x.dims, 1)), ops.reshape(cast(y, call.dtype), dims=(1, *y.dims)))
 
 
+@aten("bilinear")
+def _bilinear(call: Call, x: Value, y: Value, weight: Value, bias: Value | None = None) -> Value:
+    rows = [reshape(v, (product(v.dims[:-1]), v.dims[-1])) for v in (x, y)]
+    result = reshape(ops.einsum(rows[0], weight, rows[1], equation="bi,oij,bj->bo"), call.dims)
+    return result if bias is None else ops.add(result, bias)
+
+
 # --- einsum -----------------------------------------------------------------------------------------------------------
 
 

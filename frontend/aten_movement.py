@@ -330,10 +330,15 @@ def _linspace(call: Call, start: Scalar, end: Scalar, steps: Dim, **_: object) -
     return cast(ops.where(ops.lt(ops.mul(i, 2.0), tensor(steps, f64)), rising, falling), call.dtype)
 
 
-@aten("full", "full_like", "new_full", "scalar_tensor", "fill.Scalar", "fill.Tensor")
+@aten("full", "full_like", "scalar_tensor", "fill.Scalar", "fill.Tensor")
 def _full(call: Call, like: object, fill: Operand | None = None, *_: object, **named: Any) -> Value:
     fill = named.get("fill_value", fill)
     return full(call, like if fill is None else fill)
+
+
+@aten("new_full")
+def _new_full(call: Call, like: Value, size: object, fill_value: Operand, **_: object) -> Value:
+    return full(call, fill_value)
 
 
 @aten("zeros", "zeros_like", "new_zeros", "zero")

@@ -160,6 +160,31 @@ def _cumprod(call: Call, x: Value, dim: int, dtype: DType | None = None) -> Valu
     return _prefix(ops.cumprod, call, x, dim)
 
 
+@aten("logcumsumexp")
+def _logcumsumexp(call: Call, x: Value, dim: int) -> Value:
+    return _prefix(ops.logcumsumexp, call, x, dim)
+
+
+@aten("cummax")
+def _cummax(call: Call, x: Value, dim: int) -> tuple[Value, Value]:
+    axis = axis_of(x, dim)
+    largest = ops.cummax(x, axis=axis)
+    return largest, _latest(x, largest, axis)
+
+
+@aten("cummin")
+def _cummin(call: Call, x: Value, dim: int) -> tuple[Value, Value]:
+    axis = axis_of(x, dim)
+    smallest = ops.neg(ops.cummax(ops.neg(x), axis=axis))
+    return smallest, _latest(x, smallest, axis)
+
+
+def _latest(x: Value, best: Value, axis: int) -> Value:
+    """Where the best so far was met last."""
+    place = ops.iota(dims=x.dims, axis=axis, dtype=DTYPES["i64"])
+    return ops.cummax(ops.where(ops.eq(x, best), place, 0), axis=axis)
+
+
 @aten("diff")
 def _diff(call: Call, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None) -> Value:
     axis = axis_of(x, dim)

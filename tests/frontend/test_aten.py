@@ -189,7 +189,7 @@ CASES: dict[str, tuple[Function, tuple[str, ...]]] = {
     "scalar reductions": (lambda x: (x.sum().sum(), x.sum().mean(), x.sum().max()), (X,)),
     "count_nonzero": (torch.count_nonzero, ("i64[3, 4]:0..1",)),
     "cumsum": (lambda x: (x.cumsum(0), x.cumsum(-1), x.cumprod(1), x.bool().cumsum(0)), (X,)),
-    "logcumsumexp": (lambda x: (x.logcumsumexp(1), *x.cummax(1)), (X,)),
+    "logcumsumexp": (lambda x: (x.logcumsumexp(1), *x.cummax(1), *x.cummin(0)), (X,)),
     "diff": (lambda x: (x.diff(), x.diff(dim=0), x.diff(n=2)), (X,)),
     "sort": (lambda x: (*x.sort(1), *x.sort(0, descending=True), x.argsort(1), *x.topk(2), *x.topk(2, dim=0, largest=False)), (X,)),
     # products
@@ -208,7 +208,7 @@ CASES: dict[str, tuple[Function, tuple[str, ...]]] = {
     "einsum diagonal": (lambda x: (torch.einsum("ii->i", x), torch.einsum("ii", x), torch.einsum("ij->ji", x)), ("f32[4, 4]",)),
     "conv1d": (lambda x, w, b: (F.conv1d(x, w, b, padding=2), F.conv1d(x, w, stride=2, dilation=2), F.conv1d(x, w, padding="same")), ("f32[2, 4, 9]", "f32[6, 4, 3]", "f32[6]")),
     "conv depthwise": (lambda x, w: F.conv1d(x, w, groups=4, padding=2), ("f32[2, 4, 9]", "f32[4, 1, 3]")),
-    "conv2d": (lambda x, w, b: (F.conv2d(x, w, b, stride=2, padding=1), F.conv2d(x, w, groups=2)), ("f32[2, 4, 7, 6]", "f32[6, 2, 3, 3]", "f32[6]")),
+    "conv2d": (lambda x, w, b: (F.conv2d(x, w, b, stride=2, padding=1, groups=2), F.conv2d(x, w, groups=2)), ("f32[2, 4, 7, 6]", "f32[6, 2, 3, 3]", "f32[6]")),
     "conv3d": (F.conv3d, ("f32[1, 2, 4, 4, 4]", "f32[3, 2, 2, 2, 2]")),
     "conv unbatched": (F.conv1d, ("f32[4, 9]", "f32[6, 4, 3]")),
     "conv_transpose": (lambda x, w, b: (F.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1), F.conv_transpose2d(x, w, groups=2, dilation=2)), ("f32[2, 4, 5, 4]", "f32[4, 3, 3, 3]", "f32[3]")),

@@ -1,0 +1,135 @@
+"""Unmodified models of nine kinds: one import each, right at every batch and length."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from coilc.frontend.capture import HOOKS
+from coilc.frontend.torch_export import export
+from coilc.ir import Module, interpret, verify
+
+
+def _zoo() -> Any:
+    path = Path(__file__).parent.parent / "models" / "zoo.py"
+    spec = importlib.util.spec_from_file_location("zoo", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["zoo"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+zoo = _zoo()
+TOLERANCE = 1e-5
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.fixture(scope="module", params=list(zoo.MODELS))
+def imported(request: pytest.FixtureRequest) -> tuple[Any, Module]:
+    case = zoo.MODELS[request.param]()
+    return case, export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+
+
+@pytest.mark.parametrize("wide", [False, True], ids=["as declared", "in float64"])
+def test_every_size_agrees_with_eager(imported: tuple[Any, Module], wide: bool) -> None:
+    case, module = imported
+    verify.any_graph(module)
+    for size in case.sizes:
+        inputs = case.make_inputs(**size)
+        expected = case.eager(inputs)
+        found = interpret(module, {name: tensor.numpy() for name, tensor in inputs.items()}, wide=wide)
+        assert list(found) == list(expected)
+        for name, tensor in expected.items():
+            assert relative_error(found[name], tensor.numpy()) <= TOLERANCE, f"{name} at {size}"
+
+
+def test_symbols_carry_the_names_and_start_at_one(imported: tuple[Any, Module]) -> None:
+    case, module = imported
+    named = {name for axes in case.dynamic_shapes.values() for name in axes.values()}
+    ranges = module.entries["main"].ranges
+    assert set(ranges) == named
+    assert all(low == 1 for low, _ in ranges.values())
+
+
+def test_every_computation_knows_its_line(imported: tuple[Any, Module]) -> None:
+    _, module = imported
+    silent = {"input", "weight", "constant"}
+    nodes = [node for node in module.entries["main"].nodes if node.op.name not in silent]
+    lost = [node for node in nodes if node.location is None or not node.location.file.startswith("transformers/")]
+    assert not lost
+    sources = [node.location.source for node in nodes if node.location.source]
+    assert len(sources) == len(set(sources)) > len(nodes) // 3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mamba", {"selective_scan": 2, "causal_conv1d": 2}),
+        ("falcon_mamba", {"selective_scan": 2, "causal_conv1d": 2}),
+        ("mamba2", {"gated_linear_attention": 2, "causal_conv1d": 2}),
+        ("llama", {"attention": 2}),
+        ("bert", {"attention": 2, "layer_norm": 5, "gelu": 2}),
+        ("convnext", {"conv": 4}),
+    ],
+)
+def test_composites_arrive_whole(name: str, expected: dict[str, int]) -> None:
+    case = zoo.MODELS[name]()
+    module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    ops = [node.op.name for node in module.entries["main"].nodes]
+    assert {op: ops.count(op) for op in expected} == expected
+
+
+def test_causal_models_need_no_mask() -> None:
+    """transformers builds a mask tensor while exporting; the hook leaves the causal flag."""
+    case = zoo.MODELS["llama"]()
+    module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    attention = next(node for node in module.entries["main"].nodes if node.op.name == "attention")
+    assert attention.attrs["causal"] is True
+    assert len(attention.inputs) == 3
+
+
+def test_tied_weights_are_one_weight() -> None:
+    case = zoo.MODELS["mamba"]()
+    module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    assert "backbone.embeddings.weight" in module.weights
+    assert "lm_head.weight" not in module.weights
+    assert np.shares_memory(module.weights["backbone.embeddings.weight"], case.module.lm_head.weight.detach().numpy())
+
+
+def test_positions_bound_the_length() -> None:
+    case = zoo.MODELS["gpt2"]()
+    module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    assert module.entries["main"].ranges["L"] == (1, 64)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    case = zoo.MODELS["mamba"]()
+    home = sys.modules[type(case.module).__module__]
+    before = {name: vars(home)[name] for name in HOOKS if name in vars(home)}
+    case.module.train()
+    export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    assert before
+    assert {name: vars(home)[name] for name in before} == before
+    assert case.module.training
+    assert all(part.training for part in case.module.modules())
+    assert case.module.config.use_cache is True
+
+
+def test_a_program_with_captured_scans_runs_in_torch() -> None:
+    from coilc.frontend.torch_export import trace
+
+    case = zoo.MODELS["mamba2"]()
+    program = trace(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    inputs = case.make_inputs(B=2, L=9)
+    with torch.no_grad():
+        found = program.module()(**inputs)["logits"]
+    assert relative_error(found.numpy(), case.eager(inputs)["logits"].numpy()) <= TOLERANCE

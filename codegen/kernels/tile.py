@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from math import gcd
@@ -10,9 +10,11 @@ from math import gcd
 from tvm import DataType, tirx
 from tvm.script.ir_builder import tirx as T
 
-from ..scalar import Expr
+from ..scalar import Expr, bind
 from ..target import Target
-from .loops import i64, lanes, local, serial, when
+from .loops import ceildiv, i64, lanes, local, serial, when
+
+RUN = 128  # terms summed in registers before they are added to the totals
 
 Read = Callable[[Expr, Expr], Expr]
 Write = Callable[[Expr, Expr, Expr], None]
@@ -52,25 +54,65 @@ class Tile:
                     height //= 2
 
     def _multiply(self, height: int, inner: Expr, left: Read, right: Read, write: Write) -> None:
-        """A low tile keeps several partial sums per element: enough independent multiply-adds to hide their latency."""
+        """Sums over short runs of the inner dimension are added to totals: one long fp32 sum loses twice as much.
+
+        A low tile keeps several partial sums per element: enough independent multiply-adds to hide their latency.
+        """
         parts = max(1, self.rows // (2 * height))
-        sums = [[local((self.width,), self.dtype) for _ in range(height)] for _ in range(parts)]
+        totals, *sums = ([local((self.width,), self.dtype) for _ in range(height)] for _ in range(parts + 1))
 
         def add(part: int, k: Expr) -> None:
             for i, row in enumerate(sums[part]):
                 with lanes(self.width) as j:
                     T.buffer_store(row, row[j] + left(i64(i), k) * right(k, j), [j])
 
-        for row in chain(*sums):
+        self._clear(totals)
+        with serial(ceildiv(inner, RUN)) as run:
+            self._clear(chain(*sums))
+            first = run * i64(RUN)
+            count = tirx.min(inner - first, i64(RUN))
+            whole = tirx.truncdiv(count, i64(parts))
+            with serial(whole) as k:
+                for part in range(parts):
+                    add(part, first + k * i64(parts) + i64(part))
+            if parts > 1:
+                with serial(count, start=whole * i64(parts)) as k:
+                    add(0, first + k)
+            for total, *rows in zip(totals, *sums, strict=True):
+                with lanes(self.width) as j:
+                    T.buffer_store(total, sum((row[j] for row in rows), total[j]), [j])
+        for i, total in enumerate(totals):
+            with lanes(self.width) as j:
+                write(i64(i), j, total[j])
+
+    def _clear(self, rows: Iterable[tirx.Buffer]) -> None:
+        for row in rows:
             with lanes(self.width) as j:
                 T.buffer_store(row, tirx.const(0, self.dtype), [j])
-        whole = tirx.truncdiv(inner, i64(parts))
-        with serial(whole) as k:
-            for part in range(parts):
-                add(part, k * i64(parts) + i64(part))
-        if parts > 1:
-            with serial(inner, start=whole * i64(parts)) as k:
-                add(0, k)
-        for i, rows in enumerate(zip(*sums, strict=True)):
-            with lanes(self.width) as j:
-                write(i64(i), j, sum((row[j] for row in rows[1:]), rows[0][j]))
+
+    def dot(self, inner: Expr, left: Callable[[Expr], Expr], right: Callable[[Expr], Expr]) -> Expr:
+        """The sum over k of left(k) * right(k), k in lanes."""
+        parts, total = local((self.width,), self.dtype), local((1,), self.dtype)
+        whole = tirx.truncdiv(inner, i64(self.width))
+        with lanes(self.width) as j:
+            T.buffer_store(parts, tirx.const(0, self.dtype), [j])
+        with serial(whole) as step, lanes(self.width) as j:
+            k = step * i64(self.width) + j
+            T.buffer_store(parts, parts[j] + left(k) * right(k), [j])
+        T.buffer_store(total, _sum(parts, self.width), [0])
+        with serial(inner, start=whole * i64(self.width)) as k:
+            T.buffer_store(total, total[0] + left(k) * right(k), [0])
+        return total[0]
+
+
+def _sum(buffer: tirx.Buffer, width: int) -> Expr:
+    """The sum of a local buffer of power-of-two size, by halves; LLVM's own float reduction is strictly sequential."""
+    if width == 1:
+        return buffer[0]
+    dtype = str(buffer.dtype)
+    vector = buffer[tirx.Ramp(tirx.IntImm("int32", 0), tirx.IntImm("int32", 1), width)]
+    while width > 2:
+        width //= 2
+        half = f"{dtype}x{width}"
+        vector = bind(T.vectorlow(half, vector) + T.vectorhigh(half, vector))
+    return tirx.Shuffle([vector], [tirx.IntImm("int32", 0)]) + tirx.Shuffle([vector], [tirx.IntImm("int32", 1)])

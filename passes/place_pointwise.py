@@ -25,15 +25,23 @@ CHEAP = frozenset({
     "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not", "shift_left", "shift_right",
 })  # fmt: skip
 
-# What anchors compute while they read their operands, and whether they read an element more than once.
+# What anchors compute while they read their operands, and whether they read an element more than once. Operands that are
+# missing here are read from memory as they are.
 _ONCE: tuple[Prologue, bool] = ("pointwise", False)
 _OFTEN: tuple[Prologue, bool] = ("pointwise", True)
 _MOVED: tuple[Prologue, bool] = ("movement", True)
 ANCHOR_PROLOGUES: Mapping[str, Mapping[str | int, tuple[Prologue, bool]]] = {
     "matmul": {0: _MOVED, 1: _MOVED},
     "packed_matmul": {0: _MOVED},
-    "causal_conv1d": {0: _MOVED},
-    "selective_scan": {0: _ONCE, 1: _ONCE, 2: _OFTEN, 3: _OFTEN, 4: _OFTEN, "z": _ONCE},
+    "attention": {0: _MOVED, 1: _MOVED, 2: _MOVED, 3: _OFTEN},
+    "causal_conv1d": {0: _OFTEN},
+    "linear_scan": {0: _ONCE, 1: _ONCE, 2: _ONCE},
+    "selective_scan": {0: _ONCE, 1: _ONCE, 2: _OFTEN, 3: _OFTEN, 4: _OFTEN, "z": _ONCE, "h0": _ONCE, "mask": _OFTEN},
+    "gated_linear_attention": {0: _OFTEN, 1: _OFTEN, 2: _ONCE, 3: _OFTEN, "h0": _ONCE},
+    "cumsum": {0: _ONCE},
+    "cumprod": {0: _ONCE},
+    "argmax": {0: _ONCE},
+    "argmin": {0: _ONCE},
 }
 
 
@@ -146,11 +154,11 @@ def why_stored(node: Node, needs: Mapping[Region, Demand], uses: Uses, owner: Ma
         return "a kernel that reads it computes nothing on the way to this operand"
     if is_movement(node):
         return ""
-    if node.op.name not in CHEAP and any(d.repeated for d in needs.values()):
+    if is_cheap(node):
+        return ""
+    if any(d.repeated for d in needs.values()):
         return "a kernel would compute it several times"
-    if len(needs) > 1 and not (node.op.name in CHEAP and large_operands(node) <= 1):
-        return f"{len(needs)} kernels would compute it"
-    return ""
+    return f"{len(needs)} kernels would compute it" if len(needs) > 1 else ""
 
 
 def moves(node: Node) -> bool:
@@ -164,8 +172,9 @@ def is_alias(node: Node, owner: Mapping[Node, Region]) -> bool:
     return node.op in (ops.input_, ops.weight) or node in owner
 
 
-def large_operands(node: Node) -> int:
-    return sum(1 for v in node.inputs if not is_small(v))
+def is_cheap(node: Node) -> bool:
+    """Whether computing the node again costs no more than reading it: a simple op over at most one large operand."""
+    return node.op.name in CHEAP and sum(1 for v in node.inputs if not is_small(v)) <= 1
 
 
 def is_small(value: Value) -> bool:

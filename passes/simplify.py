@@ -163,6 +163,24 @@ def reshape_of_constant(node: Node) -> Value | None:
     return ops.broadcast(ops.reshape(inner.inputs[0], dims=()), dims=node.types[0].dims)
 
 
+@on("reshape")
+def reshape_of_broadcast(node: Node) -> Value | None:
+    """reshape(broadcast(x)) = broadcast(reshape(x)) when the broadcast only repeats x as a whole"""
+    inner = operand(node, "broadcast")
+    if inner is None:
+        return None
+    (x,) = inner.inputs
+    tail = suffix_of_size(node.types[0].dims, x.type.size)
+    if tail is None or inner.types[0].dims[inner.types[0].rank - x.type.rank :] != x.dims:
+        return None
+    return ops.broadcast(ops.reshape(x, dims=tail), dims=node.types[0].dims)
+
+
+def suffix_of_size(of: dims.Dims, size: dims.Dim) -> dims.Dims | None:
+    """The last dims of ``of`` that hold ``size`` elements together."""
+    return next((of[i:] for i in range(len(of), -1, -1) if dims.size(of[i:]) == size), None)
+
+
 @on("broadcast")
 def broadcast_of_broadcast(node: Node) -> Value | None:
     """broadcast(broadcast(x)) = broadcast(x)"""
@@ -297,7 +315,7 @@ def pad_by_nothing(node: Node) -> Value | None:
 RULES: tuple[Rule, ...] = (
     mul_by_one, add_zero, sub_zero, div_by_one, div_by_power_of_two, double_negation, pow_by_small_constant,
     pow_minus_one, cast_to_same, cast_there_and_back, where_of_equal,
-    move_to_same_dims, reshape_of_reshape, reshape_of_constant, broadcast_of_broadcast, broadcast_of_unit_reshape,
+    move_to_same_dims, reshape_of_reshape, reshape_of_constant, reshape_of_broadcast, broadcast_of_broadcast, broadcast_of_unit_reshape,
     broadcast_by_reshape, transpose_of_transpose, transpose_of_nothing, transpose_of_unit_dims, transpose_of_broadcast,
     slice_of_whole, slice_of_slice, slice_of_concat, flip_of_flip, concat_of_one, pad_by_nothing,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 from .match import scalar
 from .rewrite import Rule, on, rewrite_module
 from .simplify import RULES as IDENTITIES
+from .simplify import suffix_of_size
 from .trace import Declined, no
 
 
@@ -104,13 +105,14 @@ def is_free(value: Value, view: View) -> bool:
         return True
     if view.transposes:
         return value.op in (ops.broadcast, ops.weight, ops.constant, ops.iota)
-    return value.op is ops.broadcast and keeps_last_axis(value, view.source.dims)
+    return value.op is ops.broadcast and repeats_whole(value, view.source.dims)
 
 
-def keeps_last_axis(value: Value, dims: Dims) -> bool:
-    """A vector along the last axis, which a reshape of the other axes leaves alone."""
+def repeats_whole(value: Value, dims: Dims) -> bool:
+    """Whether ``value`` repeats a smaller tensor as a whole, and does so too when reshaped to ``dims``."""
     (inner,) = value.node.inputs
-    return inner.type.rank <= 1 and bool(dims) and value.dims[-1:] == dims[-1:]
+    whole = value.dims[value.type.rank - inner.type.rank :] == inner.dims
+    return whole and suffix_of_size(dims, inner.type.size) is not None
 
 
 @on("slice")

@@ -18,21 +18,23 @@ if TYPE_CHECKING:
     from .codegen.compile import compile
     from .comparison import Report, compare
     from .frontend.torch_export import export, import_program
-    from .ir import CoilError, InputError, Module, UnsupportedError
-    from .runtime import load
+    from .ir import CoilError, Module, UnsupportedError
+    from .runtime import ArtifactError, InputError, RunError, load
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "CoilError", "InputError", "Module", "Report", "UnsupportedError", "compare", "compile", "export",
-    "import_program", "load",
+    "ArtifactError", "CoilError", "InputError", "Module", "Report", "RunError", "UnsupportedError", "compare", "compile",
+    "export", "import_program", "load",
 ]  # fmt: skip
 
 _HOME = {
+    "ArtifactError": "runtime",
     "CoilError": "ir",
-    "InputError": "ir",
+    "InputError": "runtime",
     "Module": "ir",
     "Report": "comparison",
+    "RunError": "runtime",
     "UnsupportedError": "ir",
     "compare": "comparison",
     "compile": "codegen.compile",

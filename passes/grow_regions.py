@@ -31,12 +31,14 @@ class Region:
         space: dims of the values that it computes element by element; for rows, of the whole rows.
         rows: dims of its values per row; equal to ``space`` unless ``kind`` is "row".
         nodes: what it owns.
+        free: how many nodes that nobody owns its body computes too.
     """
 
     kind: Kind
     space: Dims
     rows: Dims
     nodes: list[Node] = field(default_factory=list)
+    free: int = 0
 
 
 def is_elementwise(node: Node) -> bool:

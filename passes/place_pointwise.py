@@ -45,6 +45,9 @@ ANCHOR_PROLOGUES: Mapping[str, Mapping[str | int, tuple[Prologue, bool]]] = {
 }
 
 
+LONGEST_BODY = 256  # nodes; compile time grows faster than linearly with the length of a kernel
+
+
 @dataclass(frozen=True)
 class Demand:
     """One kernel's need for a node.
@@ -82,6 +85,9 @@ def place_pointwise(uses: Uses, owner: dict[Node, Region]) -> None:
             if region:
                 region.nodes = sorted([*region.nodes, node], key=uses.position.__getitem__)
                 owner[node] = region
+            else:
+                for reader in needs:
+                    reader.free += 1
 
 
 def demands_on(
@@ -135,7 +141,9 @@ def choose_owner(node: Node, needs: Mapping[Region, Demand], uses: Uses, owner: 
     dims = node.types[0].dims
     if is_elementwise(node):
         for region, demand in needs.items():
-            fits = region.kind in ("row", "pointwise") and demand.in_place and dims == region.space
+            fits = (
+                demand.in_place and dims == region.space and region.kind in ("row", "pointwise") and not is_full(region)
+            )
             others = set(needs) - {region}
             if fits and not waits_for_any(region, others, node, uses, owner):
                 return region
@@ -154,11 +162,18 @@ def why_stored(node: Node, needs: Mapping[Region, Demand], uses: Uses, owner: Ma
         return "a kernel that reads it computes nothing on the way to this operand"
     if is_movement(node):
         return ""
+    if any(map(is_full, needs)):
+        return f"the kernel that reads it has {LONGEST_BODY} nodes already"
     if is_cheap(node):
         return ""
     if any(d.repeated for d in needs.values()):
         return "a kernel would compute it several times"
     return f"{len(needs)} kernels would compute it" if len(needs) > 1 else ""
+
+
+def is_full(region: Region) -> bool:
+    """Whether the kernel is as long as kernels get."""
+    return region.free + len(region.nodes) >= LONGEST_BODY
 
 
 def moves(node: Node) -> bool:

@@ -80,9 +80,9 @@ class AffineIn:
             case "add":
                 return self._plus(node, *parts)
             case "sub":
-                return self._plus(node, parts[0], self._times(ops.mul, parts[1], _constant(-1, value)))
+                return self._plus(node, parts[0], self._times(ops.mul, parts[1], filled(-1, value)))
             case "neg":
-                return self._times(ops.mul, parts[0], _constant(-1, value))
+                return self._times(ops.mul, parts[0], filled(-1, value))
             case "mul" if parts[0].view is None or parts[1].view is None:
                 state, factor = sorted(parts, key=lambda part: part.view is None)
                 assert factor.shift is not None
@@ -104,17 +104,17 @@ class AffineIn:
 
     def _times(self, op: OpDef, x: Affine, by: Timed) -> Affine:
         """``x * by`` or ``x / by``."""
-        if op is ops.mul and x.scale is None and x.view is not None:
-            scale: Timed | None = by
-        else:
-            scale = x.view and self.time.call(op, x.scale or _constant(1, x.view), by)
+        scale: Timed | None = None
+        if x.view is not None:
+            plain = op is ops.mul and x.scale is None
+            scale = by if plain else self.time.call(op, x.scale or filled(1, x.view), by)
         return Affine(x.view, scale, x.shift and self.time.call(op, x.shift, by))
 
     def _plus(self, node: Node, x: Affine, y: Affine) -> Affine:
         if x.view is not None and y.view is not None:
             if x.view != y.view:
                 raise NotAffine(node, "the state is added to itself in another layout")
-            one = _constant(1, x.view)
+            one = filled(1, x.view)
             scale: Timed | None = self.time.call(ops.add, x.scale or one, y.scale or one)
         else:
             scale = x.scale if x.view is not None else y.scale
@@ -127,14 +127,15 @@ class AffineIn:
         if len(views) != 1:
             raise NotAffine(node, "the state is chosen in two layouts")
         result = Value(node)
-        zero, one = _constant(0, result), _constant(1, result)
+        zero, one = filled(0, result), filled(1, result)
         scales = [zero if part.view is None else part.scale or one for part in (x, y)]
         shifts = [part.shift or zero for part in (x, y)]
         scale, shift = (self.time.call(ops.where, when, *pair) for pair in (scales, shifts))
         return Affine(views.pop(), scale, None if x.shift is None and y.shift is None else shift)
 
 
-def _constant(number: float, like: Value) -> Timed:
+def filled(number: float, like: Value) -> Timed:
+    """The same number everywhere and at all times."""
     return Timed(ops.broadcast(literal(number, like.type.dtype), dims=like.dims), False)
 
 

@@ -151,11 +151,12 @@ def product(
 
 def _arranged(factor: Factor, order: Sequence[int]) -> Value:
     """The factor's dims in ``order``, with extent 1 for the axes that it lacks."""
-    if scalar(factor.value) is not None:
-        return factor.value if factor.value.type.rank == 0 else ops.reshape(factor.value, dims=())
+    number = scalar(factor.value)
+    if number is not None:
+        return literal(number, factor.value.type.dtype)
     held = [i for i, axis in enumerate(factor.axes) if axis is not None]
     rest = [i for i, axis in enumerate(factor.axes) if axis is None]
-    perm = (*sorted(held, key=lambda i: order.index(factor.axes[i])), *rest)  # type: ignore[arg-type]
+    perm = (*sorted(held, key=lambda i: order.index(factor.axes[i])), *rest)
     moved = factor.value if perm == tuple(range(len(perm))) else ops.transpose(factor.value, perm=perm)
     extents = {axis: n for axis, n in zip(factor.axes, factor.value.dims, strict=True)}
     placed = tuple(extents.get(axis, 1) for axis in order)

@@ -142,6 +142,8 @@ def _the_contraction(reader: AffineIn, loop: Loop) -> Value:
             found[value] = None
         else:
             stack += value.node.inputs
+    if not found:
+        raise NotAffine(loop.node, "the outputs do not read the updated state")
     if len(found) != 1:
         raise NotAffine(loop.node, f"the outputs contract the state {len(found)} times")
     return next(iter(found))

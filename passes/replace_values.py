@@ -13,7 +13,7 @@ def replace_values(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
     A replacement is rebuilt too, so it may be written with the graph's old values; it must not depend on the value that
     it replaces.
     """
-    new: dict[Value, Value] = {v: v for v in graph.inputs}
+    new: dict[Value, Value] = {v: v for v in graph.inputs if v not in replacements}
     stack = list(reversed(graph.results))
     while stack:
         value = stack[-1]

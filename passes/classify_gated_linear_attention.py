@@ -1,0 +1,124 @@
+"""A loop that is linear attention with decay: RetNet, GLA, Mamba-2's SSD, plain linear attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from coilc.ir import Node, Value, literal, ops
+
+from .classify_affine import NotAffine
+from .classify_factors import Factor, support
+from .classify_readout import TIME, Contraction, contraction_of
+from .rewrite import on
+from .simplify import scalar
+from .trace import Declined, no
+from .vectorise_time import NotParallel
+
+
+@on("scan")
+def scan_is_gated_linear_attention(node: Node) -> tuple[Value, ...] | Declined | None:
+    """S = decay * S + k (x) v; o = q S   is   gated_linear_attention(q, k, v, log(decay))
+
+    Before::
+
+        def step(S, q, k, v, g):
+            after = add(mul(exp(g), S), mul(k, v))
+            return {"S": after, "o": matmul(q, after)}
+        S, o = scan(S0, q, k, v, g, body=step)
+
+    After::
+
+        o, S = gated_linear_attention(q, k, v, g)
+
+    Needs: re-rolled graphs. Guarantees: equal up to the order of multiplication.
+    """
+    try:
+        parts = contraction_of(node)
+        return _attention(parts, _roles(parts))
+    except (NotAffine, NotParallel) as broken:
+        return no(f"{broken.reason} ('{broken.node.op.name}')")
+
+
+@dataclass(frozen=True)
+class _Roles:
+    """Factors by role, and the axes of batch, heads, groups of heads that share keys, keys (N) and values (P)."""
+
+    keys: tuple[Factor, ...]
+    values: tuple[Factor, ...]
+    batch: tuple[int, ...]
+    heads: tuple[int, ...]
+    grouped: tuple[int, ...]
+    key_axes: tuple[int, ...]
+    value_axes: tuple[int, ...]
+
+
+def _roles(parts: Contraction) -> _Roles:
+    """Value axes are those that only the values have; batch is the state's first axis if every sample has its keys."""
+    keys = tuple(f for f in parts.update if f.support & parts.contracted)
+    values = tuple(f for f in parts.update if not f.support & parts.contracted)
+    shared = support((*keys, *parts.query, *parts.decay))
+    value_axes = tuple(axis for axis in parts.rest if axis not in shared and axis in support(values))
+    own = {axis for axis in parts.rest if parts.extent[axis] == 1} | support(keys)
+    batch = tuple(axis for axis in parts.rest[:1] if axis in own and axis not in value_axes)
+    heads = tuple(axis for axis in parts.rest if axis not in (*batch, *value_axes))
+    if not value_axes and support(parts.decay) & parts.contracted:
+        raise NotAffine(parts.loop.node, "the decay is as large as the state")
+    if not value_axes and any(parts.extent[axis] != 1 for axis in heads) and _spans(keys, heads):
+        raise NotAffine(parts.loop.node, "what is added to the state is not an outer product")
+    spanned = support((*keys, *parts.query))
+    grouped = tuple(axis for axis in heads if axis in spanned)
+    ordered = (*grouped, *(axis for axis in heads if axis not in grouped))
+    return _Roles(keys, values, batch, ordered, grouped, tuple(sorted(parts.contracted)), value_axes)
+
+
+def _spans(factors: tuple[Factor, ...], axes: tuple[int, ...]) -> bool:
+    return bool(support(factors) & set(axes))
+
+
+def _attention(parts: Contraction, roles: _Roles) -> tuple[Value, ...]:
+    per_group = (roles.batch, (TIME,), roles.grouped, roles.key_axes)
+    per_value = (roles.batch, (TIME,), roles.heads, roles.value_axes)
+    state = (roles.batch, roles.heads, roles.key_axes, roles.value_axes)
+    given = [] if scalar(parts.loop.inits[0]) == 0 else [parts.initial(*state)]
+    out, last = ops.gated_linear_attention(
+        parts.arranged(parts.query, *per_group),
+        parts.arranged(roles.keys, *per_group),
+        parts.arranged(roles.values, *per_value),
+        _log_decay(parts, roles),
+        *given,
+        optional=("h0",) if given else (),
+        scale=1.0,
+    )
+    return parts.results(out, last, per_value, state)
+
+
+def _log_decay(parts: Contraction, roles: _Roles) -> Value:
+    """[B, L, H], or [B, L, H, N] when the decay varies along the keys."""
+    groups: tuple[tuple[int, ...], ...] = (roles.batch, (TIME,), roles.heads)
+    groups = (*groups, roles.key_axes) if support(parts.decay) & parts.contracted else groups
+    terms = [parts.arranged([Factor(_logarithm(f), f.axes)], *groups) for f in parts.decay]
+    total = terms[0] if terms else parts.arranged([Factor(literal(0, parts.state.type.dtype), ())], *groups)
+    for term in terms[1:]:
+        total = ops.add(total, term)
+    dtype = parts.state.type.dtype
+    return total if total.type.dtype is dtype else ops.cast(total, dtype=dtype)
+
+
+def _logarithm(factor: Factor) -> Value:
+    """The logarithm of a factor that is positive by its form.
+
+    Raises:
+        NotAffine: it may be zero or negative.
+    """
+    value = factor.value
+    number: Any = value.node.attrs["value"].value if value.op is ops.constant else None
+    if value.op is ops.exp:
+        return value.node.inputs[0]
+    if value.op is ops.sigmoid:
+        return ops.neg(ops.softplus(ops.neg(value.node.inputs[0])))
+    if number is not None and number.dtype.kind == "f" and np.all(number > 0):
+        return ops.log(value)
+    raise NotAffine(value.node, "the decay is not known to be positive: it is no exp, sigmoid or positive constant")

@@ -1,0 +1,112 @@
+"""Carries that are elementwise affine in themselves leave the loop as ``linear_scan``."""
+
+from __future__ import annotations
+
+from coilc.ir import Graph, Node, Value, ops
+from coilc.ir.opdef import REDUCTION
+
+from .classify_affine import Affine, AffineIn, NotAffine, filled
+from .classify_factors import factors_of
+from .replace_values import replace_values
+from .rewrite import on
+from .trace import Declined, no
+from .vectorise_time import Loop, NotParallel, Parallel, Timed, from_front
+
+
+@on("scan")
+def carry_is_linear(node: Node) -> tuple[Value, ...] | Declined | None:
+    """One carry with h = a h + b, a and b free of carries, becomes a linear_scan; the rest of the loop reads its states.
+
+    Before::
+
+        def step(h, a, x):
+            after = add(mul(a, h), x)
+            return {"h": after, "y": tanh(after)}
+        last, y = scan(h0, a, x, body=step)
+
+    After::
+
+        states, last = linear_scan(a, x, h0)
+        y = tanh(states)
+
+    Needs: outputs that contract an outer-product state are classified first. Guarantees: equal up to the order of
+    additions in the affine form; a loop without carries is gone.
+    """
+    loop, reasons = Loop(node), []
+    for place in range(loop.carries):
+        try:
+            return _without_carry(loop, place)
+        except (NotAffine, NotParallel) as broken:
+            reasons.append(f"carry {place}: {broken.reason} ('{broken.node.op.name}')")
+    return no("; ".join(reasons))
+
+
+def _without_carry(loop: Loop, place: int) -> tuple[Value, ...]:
+    """The scan's results when carry ``place`` runs by itself."""
+    time = Parallel(loop)
+    carry, after = loop.body_carries[place], loop.next_carries[place]
+    if carry.type.dtype.kind not in ("float", "complex"):
+        raise NotAffine(after.node, f"a carry of {carry.type.dtype} is not a linear recurrence")
+    analysis = AffineIn(time, carry)
+    step = analysis.of(after)
+    if step.view not in (None, analysis.state):
+        raise NotAffine(after.node, "the state does not come back in its own layout")
+    if step.view is not None and _is_expanded(loop, step, carry):
+        raise NotAffine(after.node, "the state is an outer product that the outputs contract: it stays in the loop")
+    states, last = _states(loop, time, step, loop.inits[place])
+    time.known[after] = Timed(states, True)
+    time.known.setdefault(carry, Timed(_before(loop, states, loop.inits[place]), True))
+    if loop.carries == 1:
+        ys = [from_front(time.full(time.value(y)), loop.axis) for y in loop.outputs]
+        return (last, *ys)
+    return _smaller_loop(loop, place, time, last)
+
+
+def _states(loop: Loop, time: Parallel, step: Affine, init: Value) -> tuple[Value, Value]:
+    """All states with time first, and the last one."""
+    shift = time.full(step.shift or filled(0, init))
+    if step.view is None:
+        end = 0 if loop.reverse else loop.length - 1
+        return shift, ops.reshape(ops.slice_axis(shift, 0, end, end + 1), dims=init.dims)
+    states, last = ops.linear_scan(time.full(step.scale or filled(1, init)), shift, init, axis=0, reverse=loop.reverse)
+    return states, last
+
+
+def _before(loop: Loop, states: Value, init: Value) -> Value:
+    """The state that each step starts from."""
+    first = ops.expand_dims(init, 0)
+    if loop.reverse:
+        return ops.concat(ops.slice_axis(states, 0, 1, loop.length), first, axis=0)
+    return ops.concat(first, ops.slice_axis(states, 0, 0, loop.length - 1), axis=0)
+
+
+def _is_expanded(loop: Loop, step: Affine, carry: Value) -> bool:
+    """Whether the state is larger than each of the factors that are added to it, and the body sums over it."""
+    if step.shift is None:
+        return False
+    axes = tuple(range(1 - step.shift.varies, step.shift.value.type.rank + 1 - step.shift.varies))
+    full = {i + 1 for i, extent in enumerate(carry.dims) if extent != 1}
+    if any(f.support >= full for f in factors_of(step.shift.value, axes)):
+        return False
+    reading = AffineIn(Parallel(loop), carry)
+    nodes = loop.node.attrs["body"].nodes
+    contracts = (n for n in nodes if REDUCTION in n.op.traits or n.op.name in ("matmul", "einsum", "linear"))
+    return any(not reading.is_free(Value(n)) for n in contracts)
+
+
+def _smaller_loop(loop: Loop, place: int, time: Parallel, last: Value) -> tuple[Value, ...]:
+    """The loop with carry ``place`` replaced by two sequences: the states before and after each step."""
+    body, count, number = loop.node.attrs["body"], loop.carries, len(loop.node.inputs)
+    ends = {"before": body.inputs[place], "after": body.results[place]}
+    fresh = {name: ops.input_(name=f"{name}{number}", type=v.type) for name, v in ends.items()}
+    inner = replace_values(body, {ends[name]: fresh[name] for name in ends})
+    parameters = dict(zip(body.inputs, loop.node.inputs, strict=True))
+    del parameters[ends["before"]]
+    sequences = {fresh[name]: from_front(time.known[v].value, loop.axis) for name, v in ends.items()}
+    items = list(parameters.items())
+    items[count - 1 : count - 1] = sequences.items()
+    outputs = tuple(output for i, output in enumerate(inner.outputs) if i != place)
+    step = Graph(body.name, tuple(v for v, _ in items), outputs)
+    counts = {"carries": count - 1, "sequences": loop.node.attrs["sequences"] + 2}
+    rest = ops.scan.node(*(v for _, v in items), **{**loop.node.attrs, "body": step, **counts}).results
+    return (*rest[:place], last, *rest[place:])

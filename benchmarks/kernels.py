@@ -85,7 +85,7 @@ def gemm() -> None:
         report(f"GEMM {rows}x{inner}x{columns}", candidates, 2 * rows * inner * columns, "GFLOP/s")
 
 
-def attention() -> None:
+def products() -> None:
     for rows, keys in ((512, 512), (1, 2048)):
         q, k = random(12, rows, 64), random(12, keys, 64)
         text = """def kernel(q: f32[H, L, 64], k: f32[H, S, 64]):
@@ -104,6 +104,23 @@ def attention() -> None:
         a, b = torch.from_numpy(p), torch.from_numpy(v)
         candidates = {"coilc": compiled(text, [p, v]), "torch": lambda a=a, b=b: torch.matmul(a, b)}
         report(f"values 12x{rows}x{keys}x64", candidates, 2 * 12 * rows * 64 * keys, "GFLOP/s")
+
+
+def attention() -> None:
+    for rows, keys, causal in ((512, 512, True), (2048, 2048, True), (512, 512, False), (1, 2048, False)):
+        q, k, v = random(1, 12, rows, 64), random(1, 4, keys, 64), random(1, 4, keys, 64)
+        text = f"""def kernel(q: f32[B, 12, L, 64], k: f32[B, 4, S, 64], v: f32[B, 4, S, 64]):
+    o = attention(q, k, v, causal={causal})
+    return {{"o": o}}
+"""
+        ours = compiled(text, [q, k, v], check=rows < 2048)
+        a, b, c = map(torch.from_numpy, (q, k, v))
+
+        def eager(a=a, b=b, c=c, causal=causal) -> torch.Tensor:  # type: ignore[no-untyped-def]
+            return torch.nn.functional.scaled_dot_product_attention(a, b, c, is_causal=causal, enable_gqa=True)
+
+        work = 4 * 12 * rows * keys * 64 / (2 if causal else 1)
+        report(f"attention 12x{rows}x{keys} causal={causal}", {"coilc": ours, "torch": eager}, work, "GFLOP/s", 4)
 
 
 SCAN_CPP = r"""
@@ -248,7 +265,7 @@ def chunked_attention(q, k, v, decay, chunk=64):  # type: ignore[no-untyped-def]
     return (out + carried).reshape(batch, length, heads, size)
 
 
-BENCHMARKS = (gemm, attention, selective_scan, causal_conv1d, gated_linear_attention)
+BENCHMARKS = (gemm, products, attention, selective_scan, causal_conv1d, gated_linear_attention)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:

@@ -9,6 +9,7 @@ from coilc.ir import OpDef, ops
 from ..kernel import Kernel
 from .anchor import Anchor
 from .argument import emit_argument
+from .attention import emit_attention
 from .causal_conv1d import emit_causal_conv1d
 from .conv import emit_conv
 from .gated_linear_attention import emit_gated_linear_attention
@@ -28,6 +29,7 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.selective_scan: emit_selective_scan,
     ops.causal_conv1d: emit_causal_conv1d,
     ops.scan: emit_scan,
+    ops.attention: emit_attention,
     ops.linear_scan: emit_linear_scan,
     ops.gated_linear_attention: emit_gated_linear_attention,
     ops.conv: emit_conv,

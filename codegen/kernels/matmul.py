@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import Value
 from coilc.ir import dims as d
 
-from ..scalar import Expr, bind
+from ..scalar import Expr
 from .anchor import Anchor
 from .loops import ceildiv, each_column, i64, lanes, local, parallel, product, serial, unravel
 from .tile import Tile
@@ -146,33 +146,11 @@ def _products_in_place(k: Anchor, tile: Tile, sums: tirx.Buffer, at: Sequence[Ex
 
 
 def _dot_products(k: Anchor, tile: Tile, sums: tirx.Buffer, at: Sequence[Expr], column: Expr) -> None:
-    """Lanes along the inner dimension, summed at the end of each dot product."""
+    """Lanes along the inner dimension."""
     rows, inner = (k.extent(dim) for dim in k.dims(X)[-2:])
-    width, zero = tile.width, tirx.const(0, tile.dtype)
-    whole = tirx.truncdiv(inner, i64(width))
-    valid = tirx.min(k.extent(k.dims(Y)[-1]) - column, i64(width))
-    with serial(valid) as j, serial(rows) as i:
-        parts, total = local((width,), tile.dtype), local((1,), tile.dtype)
-        with lanes(width) as lane:
-            T.buffer_store(parts, zero, [lane])
-        with serial(whole) as step, lanes(width) as lane:
-            n = step * i64(width) + lane
-            T.buffer_store(parts, parts[lane] + k.read(X, *at, i, n) * k.read(Y, *at, n, column + j), [lane])
-        T.buffer_store(total, sum_lanes(parts, width), [0])
-        with serial(inner, start=whole * i64(width)) as n:
-            T.buffer_store(total, total[0] + k.read(X, *at, i, n) * k.read(Y, *at, n, column + j), [0])
-        T.buffer_store(sums, total[0], [i, j])
-
-
-def sum_lanes(buffer: tirx.Buffer, width: int) -> Expr:
-    """The sum of a local buffer of power-of-two size, by halves; LLVM's own float reduction is strictly sequential."""
-    dtype = str(buffer.dtype)
-    vector = buffer[tirx.Ramp(tirx.IntImm("int32", 0), tirx.IntImm("int32", 1), width)]
-    while width > 2:
-        width //= 2
-        half = f"{dtype}x{width}"
-        vector = bind(T.vectorlow(half, vector) + T.vectorhigh(half, vector))
-    return tirx.Shuffle([vector], [tirx.IntImm("int32", 0)]) + tirx.Shuffle([vector], [tirx.IntImm("int32", 1)])
+    with serial(tirx.min(k.extent(k.dims(Y)[-1]) - column, i64(tile.width))) as j, serial(rows) as i:
+        total = tile.dot(inner, lambda n: k.read(X, *at, i, n), lambda n: k.read(Y, *at, n, column + j))
+        T.buffer_store(sums, total, [i, j])
 
 
 def inner_is_contiguous(value: Value) -> bool:

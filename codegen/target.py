@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from coilc.ir import CoilError
+from coilc.ir import CoilError, InputError
 
 _X86_V3 = ("avx2", "fma", "f16c", "bmi2", "movbe")
 _X86_V4 = (*_X86_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -74,7 +74,7 @@ def parse_target(name: str) -> Target:
     if name == "native":
         return _native()
     if name not in TARGETS:
-        raise CoilError(f"there is no target '{name}'; known targets: native, {', '.join(TARGETS)}")
+        raise InputError(f"there is no target '{name}'; known targets: native, {', '.join(TARGETS)}")
     return TARGETS[name]
 
 

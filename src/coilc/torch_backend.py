@@ -92,7 +92,7 @@ def _closed(
         module.graph.erase_node(node)
     module.graph.lint()
     module.recompile()
-    return module, tuple(inputs), (tuple(shapes),) if any(shapes) else None
+    return module, tuple(inputs), tuple(shapes) if any(shapes) else None
 
 
 def _copy(graph: GraphModule) -> torch.fx.Graph:

@@ -30,10 +30,12 @@ def compile_command(
     An artifact is a folder with code, weights and a manifest; it is written completely or not at all.
     """
     from coilc.codegen.compile import compile
+    from coilc.codegen.target import parse_target
 
     path = output or default_output(model)
     if path.suffix != ".coil":
         raise InputError(f"{path}: an artifact's name ends in .coil")
+    parse_target(target)  # a wrong name should not cost an export
     began = time.perf_counter()
     with Stages() as progress:
         progress("export" if is_example(model) else "import")

@@ -98,7 +98,7 @@ def inspect_artifact(path: Path, calls: bool, as_json: bool) -> None:
         inputs, outputs = ([(t["name"], type_text(t)) for t in entry[side]] for side in ("inputs", "outputs"))
         show_signature(name, inputs, outputs, {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]})
         distinct = len({call["kernel"] for call in entry["calls"]})
-        console().print(f"  {len(entry['calls'])} kernel calls, {distinct} distinct kernels", markup=False)
+        console().print(f"  kernel calls: {len(entry['calls'])}, of {distinct} distinct kernels", markup=False)
     console().print(f"target {manifest['target']['name']} ({manifest['target']['triple']})", markup=False)
     for name, file in manifest["files"].items():
         console().print(f"  {name:<22} {show_bytes(file['bytes']):>10}", markup=False)

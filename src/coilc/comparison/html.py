@@ -32,7 +32,7 @@ th, td { text-align: right; padding: .32rem .6rem; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; } th { font-weight: 600; }
 td.text { text-align: left; white-space: normal; overflow-wrap: anywhere; } th.text { text-align: left; }
 tr.fail td { color: #d6453d; font-weight: 600; }
-svg { max-width: 100%; height: auto; color: var(--ink); } details summary { cursor: pointer; margin: .6rem 0; }
+svg { width: 100%; height: auto; color: var(--ink); } details summary { cursor: pointer; margin: .6rem 0; }
 p.note { opacity: .75; font-size: .93em; max-width: 46rem; }
 """
 
@@ -121,7 +121,7 @@ def _speed(report: Report) -> list[str]:
         ("artifact", show_seconds(s.artifact_median), show_seconds(min(s.artifact)), show_seconds(max(s.artifact))),
     ]
     return [
-        f"<h2>Speed: {show_ratio(s.ratio)}</h2>",
+        f"<h2>Speed: {show_ratio(s.ratio)} than eager PyTorch</h2>",
         _table(("time per run", "median", "fastest", "slowest"), rows),
         _plot(lambda axes: _draw_speed(axes, report), 8.6, 1.5),
         f'<p class="note">{len(s.eager)} runs of each, alternately, in one process, {threads} each.</p>',
@@ -141,7 +141,7 @@ def _draw_speed(axes: Axes, report: Report) -> None:
 
 def _sizes(report: Report) -> list[str]:
     rows = [(label, show_bytes(report.sizes[name])) for name, label in SIZES.items() if name in report.sizes]
-    return ["<h2>Sizes</h2>", _table(("", "bytes"), rows)] if rows else []
+    return ["<h2>Sizes</h2>", _table(("", "size"), rows)] if rows else []
 
 
 def _plot(draw: Any, width: float, height: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from coilc.ir import Graph, Module, Node, SymDim, Value, literal, ops
+from coilc.ir.interpret import evaluate_body
 
 from .rewrite import on, rewrite_module
 
@@ -75,7 +76,7 @@ class _Table:
         if node.op is ops.reshape and source(node.inputs[0]).op is ops.weight:
             return None  # it costs nothing, and the weight may be read in both forms
         arrays = interpret_node(node, self.array)
-        return tuple(self.store(node, array) for array in arrays)
+        return tuple(self.store(value, array) for value, array in zip(node.results, arrays, strict=True))
 
     def array(self, value: Value) -> np.ndarray:
         if value.op is ops.broadcast:
@@ -86,13 +87,12 @@ class _Table:
             return value.node.attrs["value"].value
         return np.asarray(self.arrays[value.node.attrs["name"]])
 
-    def store(self, node: Node, array: np.ndarray) -> Value:
+    def store(self, value: Value, array: np.ndarray) -> Value:
         if array.size <= INLINE_ELEMENTS:
             return literal(array)
-        name = self.temporary_name(self.stem(node))
-        self.arrays[name] = np.ascontiguousarray(array) if node.op is not ops.transpose else array
-        value: Value = ops.weight(name=name, type=node.types[0].with_dims(array.shape))
-        return value
+        name = self.temporary_name(self.stem(value.node))
+        self.arrays[name] = array if value.op is ops.transpose else np.ascontiguousarray(array)
+        return ops.weight(name=name, type=value.type)
 
     def stem(self, node: Node) -> str:
         """The name of the first weight involved."""
@@ -152,8 +152,8 @@ def _bytes(value: Value) -> int:
 
 
 def interpret_node(node: Node, array: Callable[[Value], np.ndarray]) -> tuple[np.ndarray, ...]:
-    """Run one node with its reference."""
-    with np.errstate(all="ignore"):
-        results = node.op.reference(*map(array, node.inputs), **node.attrs)
-    results = results if isinstance(results, tuple) else (results,)
-    return tuple(np.asarray(r, dtype=t.dtype.numpy) for r, t in zip(results, node.types, strict=True))
+    """Run one node as the interpreter does."""
+    inputs = tuple(ops.input_(name=f"x{i}", type=v.type) for i, v in enumerate(node.inputs))
+    alone = Node.make(node.op, inputs, node.attrs)
+    outputs = tuple((f"y{i}", value) for i, value in enumerate(alone.results))
+    return evaluate_body(Graph("node", inputs, outputs), [array(v) for v in node.inputs])

@@ -193,6 +193,14 @@ def _sqrt(x: Pair) -> Pair:
     return ops.where(right, half, ops.abs(other)), ops.where(right, other, signed)
 
 
+def _tanh(x: Pair) -> Pair:
+    """From t = tanh(re) and s = tan(im), so that nothing overflows."""
+    t, s = ops.tanh(x[0]), ops.tan(x[1])
+    s2, t2 = ops.mul(s, s), ops.mul(t, t)
+    below = ops.add(1, ops.mul(t2, s2))
+    return ops.div(ops.mul(t, ops.add(1, s2)), below), ops.div(ops.mul(s, ops.sub(1, t2)), below)
+
+
 def _matmul(x: Pair, y: Pair) -> Pair:
     (a, b), (c, d) = x, y
     return ops.sub(ops.matmul(a, c), ops.matmul(b, d)), ops.add(ops.matmul(a, d), ops.matmul(b, c))
@@ -216,6 +224,7 @@ ARITHMETIC: Mapping[str, Callable[..., Pair]] = {
         ops.mul(ops.cos(x[0]), _cosh(x[1])),
         ops.neg(ops.mul(ops.sin(x[0]), _sinh(x[1]))),
     ),
+    "tanh": _tanh,
     "matmul": _matmul,
 }
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from coilc.ir import Graph, Node, Value, ops
+from coilc.ir import Node, Value, ops
 from coilc.ir.opdef import REDUCTION
 
 from .classify_affine import Affine, AffineIn, NotAffine, filled
 from .classify_factors import factors_of
+from .loop_parts import Loop, from_front
 from .replace_values import replace_values
 from .rewrite import on
 from .trace import Declined, no
-from .vectorise_time import Loop, NotParallel, Parallel, Timed, from_front
+from .vectorise_time import NotParallel, Parallel, Timed
 
 
 @on("scan")
@@ -89,24 +90,20 @@ def _is_expanded(loop: Loop, step: Affine, carry: Value) -> bool:
     if any(f.support >= full for f in factors_of(step.shift.value, axes)):
         return False
     reading = AffineIn(Parallel(loop), carry)
-    nodes = loop.node.attrs["body"].nodes
+    nodes = loop.body.nodes
     contracts = (n for n in nodes if REDUCTION in n.op.traits or n.op.name in ("matmul", "einsum", "linear"))
     return any(not reading.is_free(Value(n)) for n in contracts)
 
 
 def _smaller_loop(loop: Loop, place: int, time: Parallel, last: Value) -> tuple[Value, ...]:
     """The loop with carry ``place`` replaced by two sequences: the states before and after each step."""
-    body, count, number = loop.node.attrs["body"], loop.carries, len(loop.node.inputs)
-    ends = {"before": body.inputs[place], "after": body.results[place]}
+    number = len(loop.node.inputs)
+    ends = {"before": loop.body.inputs[place], "after": loop.body.results[place]}
     fresh = {name: ops.input_(name=f"{name}{number}", type=v.type) for name, v in ends.items()}
-    inner = replace_values(body, {ends[name]: fresh[name] for name in ends})
-    parameters = dict(zip(body.inputs, loop.node.inputs, strict=True))
-    del parameters[ends["before"]]
-    sequences = {fresh[name]: from_front(time.known[v].value, loop.axis) for name, v in ends.items()}
-    items = list(parameters.items())
-    items[count - 1 : count - 1] = sequences.items()
-    outputs = tuple(output for i, output in enumerate(inner.outputs) if i != place)
-    step = Graph(body.name, tuple(v for v, _ in items), outputs)
-    counts = {"carries": count - 1, "sequences": loop.node.attrs["sequences"] + 2}
-    rest = ops.scan.node(*(v for _, v in items), **{**loop.node.attrs, "body": step, **counts}).results
+    inner = replace_values(loop.body, {ends[name]: fresh[name] for name in ends})
+    outputs = (output for i, output in enumerate(inner.outputs) if i != place)
+    carries = dict(zip(loop.body_carries, loop.inits, strict=True))
+    del carries[ends["before"]]
+    states = {fresh[name]: from_front(time.known[v].value, loop.axis) for name, v in ends.items()}
+    rest = loop.rebuilt(outputs, carries, {**states, **loop.sequences})
     return (*rest[:place], last, *rest[place:])

@@ -9,8 +9,9 @@ from coilc.ir import Dim, Node, Value, ops
 
 from .classify_affine import AffineIn, NotAffine
 from .classify_factors import Axes, Factor, factors_of, product
+from .loop_parts import Loop, from_front
 from .rewrite import on, rewrite_graph
-from .vectorise_time import Loop, Parallel, Timed, from_front
+from .vectorise_time import Parallel, Timed
 
 TIME = 0  # axis numbers: time, then axis i of the state is i + 1
 

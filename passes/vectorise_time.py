@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coilc.ir import Dim, Node, Value, ops
-from coilc.ir.opdef import ELEMENTWISE, REDUCTION, OpDef
+from coilc.ir import Node, OpDef, Value, ops
+from coilc.ir.opdef import ELEMENTWISE, REDUCTION
+
+from .loop_parts import Loop, to_front
 
 
 @dataclass(frozen=True)
@@ -26,68 +28,13 @@ class NotParallel(Exception):
         self.node, self.reason = node, reason
 
 
-@dataclass(frozen=True)
-class Loop:
-    """The parts of a ``scan`` node by name."""
-
-    node: Node
-
-    @property
-    def carries(self) -> int:
-        return int(self.node.attrs["carries"])
-
-    @property
-    def body_carries(self) -> tuple[Value, ...]:
-        return self.node.attrs["body"].inputs[: self.carries]
-
-    @property
-    def next_carries(self) -> tuple[Value, ...]:
-        return self.node.attrs["body"].results[: self.carries]
-
-    @property
-    def outputs(self) -> tuple[Value, ...]:
-        return self.node.attrs["body"].results[self.carries :]
-
-    @property
-    def inits(self) -> tuple[Value, ...]:
-        return self.node.inputs[: self.carries]
-
-    @property
-    def axis(self) -> int:
-        return int(self.node.attrs["axis"])
-
-    @property
-    def reverse(self) -> bool:
-        return bool(self.node.attrs["reverse"])
-
-    @property
-    def length(self) -> Dim:
-        return self.node.inputs[self.carries].dims[self.axis]
-
-    def given(self) -> dict[Value, Timed]:
-        """The body's inputs other than carries, as values of the enclosing graph with time first."""
-        first, last = self.carries, self.carries + self.node.attrs["sequences"]
-        pairs = list(zip(self.node.attrs["body"].inputs, self.node.inputs, strict=True))
-        sequences = {inner: Timed(to_front(outer, self.axis), True) for inner, outer in pairs[first:last]}
-        return sequences | {inner: Timed(outer, False) for inner, outer in pairs[last:]}
-
-
-def to_front(x: Value, axis: int) -> Value:
-    """Move ``axis`` to the front."""
-    return x if axis == 0 else ops.transpose(x, perm=(axis, *(i for i in range(x.type.rank) if i != axis)))
-
-
-def from_front(x: Value, axis: int) -> Value:
-    """Move the first axis to ``axis``."""
-    rest = tuple(range(1, x.type.rank))
-    return x if axis == 0 else ops.transpose(x, perm=(*rest[:axis], 0, *rest[axis:]))
-
-
 class Parallel:
     """Body values over the whole time axis. ``known`` starts with the loop's inputs; a caller may add to it."""
 
     def __init__(self, loop: Loop) -> None:
-        self.loop, self.length, self.known = loop, loop.length, loop.given()
+        self.loop, self.length = loop, loop.length
+        self.known = {inner: Timed(to_front(outer, loop.axis), True) for inner, outer in loop.sequences.items()}
+        self.known |= {inner: Timed(outer, False) for inner, outer in loop.consts.items()}
 
     def value(self, value: Value) -> Timed:
         """Raises:

@@ -1,0 +1,29 @@
+"""Give every loop the name of the recurrence that it is."""
+
+from __future__ import annotations
+
+from coilc.ir import Module
+
+from .classify_gated_linear_attention import scan_is_gated_linear_attention
+from .classify_linear_scan import carry_is_linear
+from .classify_selective_scan import absorb_skip_and_gate, scan_is_selective
+from .hoist_invariants import drop_unused, hoist_invariants
+from .rewrite import rewrite_module
+
+
+def classify_scans(module: Module) -> Module:
+    """Turn ``scan`` into selective_scan, gated_linear_attention or linear_scan where its body allows it.
+
+    Before::
+
+        last, y = scan(h0, a, x, body=step)  # step: h = a * h + x, y = tanh(h)
+
+    After::
+
+        states, last = linear_scan(a, x, h0)
+        y = tanh(states)
+
+    Needs: loops are scans. Guarantees: equal up to rounding; any other loop stays, with only what needs a carry in it.
+    """
+    named = rewrite_module(drop_unused(module), scan_is_selective, scan_is_gated_linear_attention, carry_is_linear)
+    return absorb_skip_and_gate(hoist_invariants(named))

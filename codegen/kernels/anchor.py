@@ -64,6 +64,11 @@ class Anchor:
         """A dimension as an int64 expression."""
         return self.kernel.extent(dim)
 
+    def fixed(self, dim: Dim) -> int:
+        """A dimension that the op's type rule makes a number."""
+        assert isinstance(dim, int), dim
+        return dim
+
     def read(self, operand: str | int, *indices: Expr | int, dtype: str | None = None) -> Expr:
         """The operand's element in its compute type, or converted to ``dtype``."""
         element = self.kernel.reader.read(self.operands[operand], [i64(i) for i in indices])

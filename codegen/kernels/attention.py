@@ -123,7 +123,7 @@ def _score(task: Task, start: Expr, depth: Expr) -> None:
 
 
 def _scale(task: Task) -> Expr:
-    scale, size = task.k.node.attrs["scale"], int(str(task.k.dims(Q)[3]))
+    scale, size = task.k.node.attrs["scale"], task.k.fixed(task.k.dims(Q)[3])
     return tirx.const(1 / sqrt(size) if scale is None else scale, task.tile.dtype)
 
 
@@ -211,7 +211,7 @@ def _weigh(task: Task, i: Expr) -> None:
 
 def _add_values(task: Task, start: Expr, depth: Expr) -> None:
     """out += weights @ v; a last tile of columns that is not full repeats the last column."""
-    k, tile, columns = task.k, task.tile, int(str(task.k.dims(V)[3]))
+    k, tile, columns = task.k, task.tile, task.k.fixed(task.k.dims(V)[3])
     with serial(ceildiv(task.count, tile.rows)) as step:
         row = step * i64(tile.rows)
 

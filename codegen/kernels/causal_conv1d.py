@@ -26,7 +26,7 @@ UNROLLED_TAPS = 8
 def emit_causal_conv1d(k: Anchor) -> None:
     """Write the body of the kernel: y[B, L, D] and, if used, the next state[B, K-1, D]."""
     batch, length, channels = k.dims(X)
-    before = int(k.dims(W)[0]) - 1  # how many steps of input a step looks back
+    before = k.fixed(k.dims(W)[0]) - 1  # how many steps of input a step looks back
     blocks = Blocks(channels, VECTORS_PER_BLOCK * k.target.lanes(32))
     extents = [k.extent(batch), ceildiv(k.extent(length), TIME_BLOCK), i64(blocks.count(k.extent(channels)))]
     work = d.size((batch, length, channels, 2 * before + 2))
@@ -46,7 +46,7 @@ def emit_causal_conv1d(k: Anchor) -> None:
 
 def _step(k: Anchor, b: Expr, t: Expr, channel: Expr, width: int, *, head: bool) -> None:
     """One output vector: bias + sum of taps, activation, epilogue."""
-    dtype, taps = k.compute_dtype(X), int(k.dims(W)[0])
+    dtype, taps = k.compute_dtype(X), k.fixed(k.dims(W)[0])
     y = local((width,), dtype)
     with lanes(width) as j:
         T.buffer_store(y, k.read("bias", channel + j) if k.has("bias") else tirx.const(0, dtype), [j])
@@ -75,7 +75,7 @@ def _step(k: Anchor, b: Expr, t: Expr, channel: Expr, width: int, *, head: bool)
 def _store_state(k: Anchor, b: Expr, i: Expr, channel: Expr, width: int) -> None:
     """The last K - 1 inputs, counting the old state as inputs before the sequence."""
     length = k.extent(k.dims(X)[1])
-    source = length + i - i64(int(k.dims(W)[0]) - 1)
+    source = length + i - i64(k.fixed(k.dims(W)[0]) - 1)
     with T.If(source >= i64(0)):
         with T.Then(), lanes(width) as j:
             k.store(1, [b, i, channel + j], k.read(X, b, source, channel + j))

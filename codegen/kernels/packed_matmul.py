@@ -23,7 +23,7 @@ ROW_BLOCK = 256
 def emit_packed_matmul(k: Anchor) -> None:
     """Write the body of the kernel: x[..., M, K] @ w[P, K, panel] -> y[..., M, N] with its epilogue."""
     leading, inner, columns = k.dims(X)[:-1], k.dims(X)[-1], k.node.types[0].dims[-1]
-    tile = Tile.of(k.target, k.compute_dtype(X), widest=int(k.dims(W)[2]))
+    tile = Tile.of(k.target, k.compute_dtype(X), widest=k.fixed(k.dims(W)[2]))
     rows = k.extent(d.size(leading))
     extents = [ceildiv(rows, ROW_BLOCK), ceildiv(k.extent(columns), tile.width)]
     with parallel(extents[0] * extents[1], 2 * d.size((*leading, inner, columns))) as task:
@@ -39,7 +39,7 @@ def emit_packed_matmul(k: Anchor) -> None:
 
 def _multiply(k: Anchor, tile: Tile, out: tirx.Buffer, row: Expr, rows: Expr, column_block: Expr) -> None:
     extents = [k.extent(dim) for dim in k.dims(X)[:-1]]
-    panel, part = unravel(column_block, [i64(0), i64(int(k.dims(W)[2]) // tile.width)])
+    panel, part = unravel(column_block, [i64(0), i64(k.fixed(k.dims(W)[2]) // tile.width)])
     tile.multiply(
         rows,
         k.extent(k.dims(X)[-1]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -227,14 +228,14 @@ def _run_task(task: Task) -> None:
     after = [task.memory(v) for v in carried]
     kept = {v: task.memory(v) for v in values_to_keep(loop.body)}
     for i, (value, state) in enumerate(zip(carried, states, strict=True)):
-        task.fill(value, state, lambda at, i=i: k.read(i, *at))
+        task.fill(value, state, partial(_initial, k, i))
     with loop.steps() as t:
         reader = loop.reader(t, {v: task.view(v, state) for v, state in zip(carried, states, strict=True)})
         for value, buffer in kept.items():
             _compute(task, reader, value, buffer)
             reader.views[value] = task.view(value, buffer)
         for i, (value, buffer) in enumerate(zip(carried, after, strict=True)):
-            task.fill(value, buffer, lambda at, i=i: reader.read(loop.body.results[i], at))
+            task.fill(value, buffer, partial(reader.read, loop.body.results[i]))
         for i, value in enumerate(loop.body.results[loop.carries :], loop.carries):
             with task.vectors(value) as (place, width), lanes(width) as j:
                 k.store(i, loop.stacked(t, place(j)), reader.read(value, place(j)))
@@ -243,6 +244,10 @@ def _run_task(task: Task) -> None:
     for i, (value, state) in enumerate(zip(carried, states, strict=True)):
         with task.vectors(value) as (place, width), lanes(width) as j:
             k.store(i, place(j), task.view(value, state)(place(j)))
+
+
+def _initial(k: Anchor, operand: int, indices: Indices) -> Expr:
+    return k.read(operand, *indices)
 
 
 def values_to_keep(body: Graph) -> list[Value]:

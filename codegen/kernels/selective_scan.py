@@ -40,7 +40,7 @@ def emit_selective_scan(k: Anchor) -> None:
 
 def _scan_block(k: Anchor, b: Expr, g: Expr, first: Expr, width: int) -> None:
     """All time steps of ``width`` channels from ``first`` on, which belong to group ``g``."""
-    states, dtype = int(str(k.dims(A)[0])), k.compute_dtype(A)
+    states, dtype = k.fixed(k.dims(A)[0]), k.compute_dtype(A)
     h, rates = local((states, width), dtype), local((states, width), dtype)
     with serial(states) as n:
         with lanes(width) as j:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import tvm
@@ -28,7 +29,11 @@ class Compiled:
         self.symbols = [str(p.name) for p in function.params[len(self.body.inputs) + len(self.body.results) :]]
         description = tvm.target.Target(dict((target or parse_target("native")).tvm))
         self.library = build_module(tvm.IRModule({"kernel": function}), description)
-        self.function = self.library["kernel"]
+
+    @cached_property
+    def function(self) -> Callable[..., None]:
+        """Loads the machine code, which only works for this machine's."""
+        return self.library["kernel"]
 
     def bindings(self, arrays: Sequence[np.ndarray]) -> Mapping[str, int]:
         return bind_symbols({f"x{i}": (v.type, a.shape) for i, (v, a) in enumerate(zip(self.body.inputs, arrays))})

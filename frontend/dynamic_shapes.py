@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import operator
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import sympy
 import torch
 from torch.export import Dim as TorchDim
 
@@ -220,33 +222,75 @@ def narrowed(dynamic: Dynamic, complaint: str) -> bool:
     """Narrow the ranges that the user left open to what torch says the model can do; whether that changed anything.
 
     Raises:
-        CoilError: the model cannot take the dimension as it was asked for.
+        CoilError: the model fixes a dimension, or takes less than the range that the user states.
     """
-    suggestions = dict(_SUGGESTION.findall(complaint.partition("Suggested fixes:")[2]))
     changed = False
-    for name, (low, high) in list(dynamic.ranges.items()):
-        suggestion = suggestions.get(name)
-        if suggestion is None:
-            continue
+    for name, suggestion in _suggestions(dynamic, complaint):
+        low, high = dynamic.ranges[name]
+        if suggestion.isdigit():
+            raise CoilError(
+                f"dimension '{name}' is fixed to {suggestion} by the model's Python code (a loop or an if over it); "
+                f"make it static, or write the loop as an operation over the whole axis"
+            )
         found = _SUGGESTED_DIM.match(suggestion)
         if found is None:
-            raise CoilError(_refusal(name, suggestion))
-        limits = (max(low, int(found[1] or low)), int(found[2]) if found[2] else high)
-        if limits == (low, high):
             continue
-        if name in dynamic.stated:
-            raise CoilError(f"the model takes '{name}' only in {limits[0]}..{limits[1] or ''}, dynamic_shapes asks for {low}..{high or ''}")
-        dynamic.ranges[name], changed = limits, True
+        limits = (max(low, int(found[1] or low)), int(found[2]) if found[2] else high)
+        if limits != (low, high) and name in dynamic.stated:
+            asked, possible = (f"{a}..{'' if b is None else b}" for a, b in ((low, high), limits))
+            raise CoilError(f"the model takes '{name}' only in {possible}, dynamic_shapes asks for {asked}")
+        changed |= limits != (low, high)
+        dynamic.ranges[name] = limits
     return changed
 
 
-def _refusal(name: str, suggestion: str) -> str:
-    if suggestion.isdigit():
-        return (
-            f"dimension '{name}' is fixed to {suggestion} by the model's Python code (a loop or an if over it); "
-            f"make it static, or write the loop as an operation over the whole axis"
-        )
-    return f"the model takes dimension '{name}' only as {suggestion}; name the factor instead, for instance \"{suggestion}\""
+def _suggestions(dynamic: Dynamic, complaint: str) -> list[tuple[str, str]]:
+    found = _SUGGESTION.findall(complaint.partition("Suggested fixes:")[2])
+    return [(name, suggestion) for name, suggestion in found if name in dynamic.ranges]
+
+
+def refusal(dynamic: Dynamic, complaint: str, assumption: str) -> CoilError:
+    """Why the dimensions cannot be what the user asks for, from torch's complaint or a condition that does not hold."""
+    for name, suggestion in _suggestions(dynamic, complaint):
+        if not _SUGGESTED_DIM.match(suggestion):
+            return CoilError(
+                f"the model takes dimension '{name}' only as {suggestion}; "
+                f"write that in dynamic_shapes, for instance \"{suggestion.replace('_', '')}\""
+            )
+    return CoilError(f"the model was traced for sizes where {assumption}, which not every size in dynamic_shapes fulfils")
+
+
+def broken_assumption(program: torch.export.ExportedProgram) -> str | None:
+    """A condition on sizes that the trace relies on and that some size breaks.
+
+    torch can defer what it cannot prove to checks at run time. Each is evaluated here at small extents and near the
+    limits of the ranges instead, so that the artifact needs none. ``extent != 1`` is torch's way of saying that an
+    extent of 1 was not treated specially, which is right at 1 too; other inequalities are tried from extent 2 on.
+    """
+    ranges = {symbol: (max(int(r.lower), 1), r.upper) for symbol, r in program.range_constraints.items()}
+    for node in program.graph.nodes:
+        condition = node.args[0].meta.get("val") if str(node.target) == "aten._assert_scalar.default" else None
+        if isinstance(condition, torch.SymBool) and not _holds(condition.node.expr, ranges):
+            return str(condition.node.expr)
+    return None
+
+
+def _holds(condition: sympy.Basic, ranges: Mapping[Any, tuple[int, Any]]) -> bool:
+    symbols = sorted(condition.free_symbols, key=str)
+    if isinstance(condition, sympy.Ne) and {0, 1} & set(condition.args):
+        return True
+    if any(symbol not in ranges for symbol in symbols):
+        return True  # about values, not sizes
+    start = 2 if isinstance(condition, sympy.Ne) else 1
+    extents = [_tried(*ranges[symbol], start) for symbol in symbols]
+    return all(condition.subs(dict(zip(symbols, values, strict=True))) != sympy.false for values in itertools.product(*extents))
+
+
+def _tried(low: int, high: Any, start: int) -> list[int]:
+    """Extents to try: the smallest ones, and large ones up to the limit."""
+    top = int(high) if isinstance(high, sympy.Integer | int) else 1 << 20
+    wanted = [*range(max(low, start), 20), 63, 64, 65, 127, 128, 1000, top - 1, top]
+    return sorted({n for n in wanted if max(low, start) <= n <= top}) or [low]
 
 
 # --- nested arguments -------------------------------------------------------------------------------------------------

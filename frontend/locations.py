@@ -6,18 +6,24 @@ import linecache
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from traceback import StackSummary
 from types import TracebackType
 from typing import Any
 
+import sympy
 import torch
+from torch.fx.proxy import TracerBase
 
 from coilc.ir import Location
 
 _FRAME = re.compile(r'^\s*File "(?P<file>.+)", line (?P<line>\d+)', re.MULTILINE)
 _OURS = str(Path(__file__).resolve().parent)
 _TORCH = str(Path(torch.__file__).resolve().parent)
+_SYMPY = str(Path(sympy.__file__).resolve().parent)  # torch decides about symbolic sizes in it
 
 
 def location_of(node: torch.fx.Node) -> Location | None:
@@ -38,17 +44,37 @@ def _scope(node: torch.fx.Node) -> str:
     return re.sub(r"^L\['self'\]\.?", "", path).split("@")[0]
 
 
+@contextmanager
+def whole_stacks() -> Iterator[None]:
+    """While tracing, keep every frame of the model: torch itself keeps only functions called ``forward``."""
+    original = TracerBase._filter_traceback_frames
+    TracerBase._filter_traceback_frames = _frames_of_model  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
+
+
+def _frames_of_model(_: TracerBase, stack: StackSummary) -> StackSummary:
+    """Frames from the outermost ``forward`` on, without torch's and coilc's."""
+    start = next((i for i, frame in enumerate(stack) if frame.name == "forward"), len(stack))
+    return StackSummary.from_list([frame for frame in stack[start:] if _is_users(frame.filename)])
+
+
 @cache
 def _is_users(file: str) -> bool:
     path = os.path.realpath(file)
-    return not path.startswith((_TORCH + os.sep, _OURS + os.sep)) and not file.startswith("<eval_with_key>")
+    theirs = (_TORCH + os.sep, _OURS + os.sep, _SYMPY + os.sep)
+    return not path.startswith(theirs) and not file.startswith("<eval_with_key>")
 
 
 @cache
 def _short(file: str) -> str:
-    """The path below the working directory or the import root that holds it: the same on every machine."""
-    roots = sorted({os.getcwd(), *filter(None, sys.path)}, key=len, reverse=True)
-    return next((os.path.relpath(file, root) for root in roots if file.startswith(root.rstrip(os.sep) + os.sep)), file)
+    """The path below the folder of an installed package or below the working directory: the same on every machine."""
+    installed = re.split(r"[/\\](?:site|dist)-packages[/\\]", file)
+    roots = sorted(filter(None, sys.path), key=len, reverse=True)
+    below = (os.path.relpath(file, r) for r in (os.getcwd(), *roots) if file.startswith(r.rstrip(os.sep) + os.sep))
+    return installed[-1] if len(installed) > 1 else next(below, file)
 
 
 def location_of_error(traceback: TracebackType | None) -> tuple[Location | None, str]:
@@ -56,7 +82,7 @@ def location_of_error(traceback: TracebackType | None) -> tuple[Location | None,
     found: tuple[Location | None, str] = (None, "")
     while traceback is not None:
         file, line = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
-        if _is_users(file) and not file.startswith("<") and "site-packages" + os.sep + "sympy" not in file:
+        if _is_users(file) and not file.startswith("<"):
             found = Location(_short(file), line), linecache.getline(file, line).strip()
         traceback = traceback.tb_next
     return found

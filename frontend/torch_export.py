@@ -17,8 +17,8 @@ from coilc.ir import CoilError, InputError, Module, Node, dims
 
 from .capture import capture
 from .convert import convert
-from .dynamic_shapes import Arguments, Dynamic, leaves, narrowed, parse_dynamic
-from .locations import location_of_error
+from .dynamic_shapes import Arguments, Dynamic, broken_assumption, leaves, narrowed, parse_dynamic, refusal
+from .locations import location_of_error, whole_stacks
 from .table import decompositions
 
 _SYMBOLS = "coilc.symbols"  # in a program's metadata: torch's symbol names to the user's
@@ -53,7 +53,7 @@ def trace(
     kwargs = dict(kwargs or {})
     arguments = Arguments(module, args, kwargs)
     dynamic = parse_dynamic(arguments, dynamic_shapes)
-    with evaluating(module, kwargs), capture(module, arguments.values), torch.no_grad(), _plain_errors(module):
+    with evaluating(module, kwargs), capture(module, arguments.values), torch.no_grad(), whole_stacks(), _plain_errors(module):
         program = _export(module, arguments, dynamic).run_decompositions(decompositions())
     program.graph_module.meta[_SYMBOLS] = _symbol_names(program, dynamic, arguments)
     return program
@@ -96,15 +96,26 @@ def _load(path: Path) -> ExportedProgram:
 
 
 def _export(module: torch.nn.Module, arguments: Arguments, dynamic: Dynamic) -> ExportedProgram:
-    """torch.export, again with narrower ranges as long as the model asks for them."""
+    """torch.export; again with narrower ranges, or with unproven conditions on sizes deferred, if the model needs it."""
+    complaint = ""
     for _ in range(_ATTEMPTS):
         args, kwargs = arguments.call(dynamic.examples(arguments.values))
         shapes = dynamic.torch_shapes(arguments.values)
         try:
-            return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(
+                module, args, kwargs, dynamic_shapes=shapes, strict=False,
+                prefer_deferred_runtime_asserts_over_guards=bool(complaint),
+            )  # fmt: skip
         except UserError as error:
             if not narrowed(dynamic, str(error)):
-                raise
+                if complaint or "Constraints violated" not in str(error):
+                    raise
+                complaint = str(error)
+            continue
+        broken = broken_assumption(program) if complaint else None
+        if broken:
+            raise refusal(dynamic, complaint, broken)
+        return program
     raise CoilError("the model keeps narrowing its dynamic dimensions; give their ranges, like \"L:1..512\"")
 
 

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from models import zoo
 
 from coilc.frontend.capture import HOOKS
 from coilc.frontend.torch_export import export
 from coilc.ir import Module, interpret, verify
 
-
-def _zoo() -> Any:
-    path = Path(__file__).parent.parent / "models" / "zoo.py"
-    spec = importlib.util.spec_from_file_location("zoo", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["zoo"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-zoo = _zoo()
 TOLERANCE = 1e-5
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping
 from coilc.ir import Module
 
 from .canonicalise_reductions import canonicalise_reductions
+from .classify_scans import classify_scans
 from .decompose import decompose
 from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
+from .hoist_invariants import hoist_invariants
 from .lower_complex import lower_complex
 from .pack_weights import pack_weights
 from .pipeline import pipeline, run_pipeline
@@ -25,9 +27,11 @@ from .trace import Event, Trace, no, tracing
 
 PASSES: Mapping[str, Callable[[Module], Module]] = {
     "canonicalise_reductions": canonicalise_reductions,
+    "classify_scans": classify_scans,
     "decompose": decompose,
     "fold_constants": fold_constants,
     "fuse_groups": fuse_groups,
+    "hoist_invariants": hoist_invariants,
     "lower_complex": lower_complex,
     "pack_weights": lambda module: pack_weights(module, panel=32, claims={"packed_matmul"}),
     "recognise_activations": recognise_activations,
@@ -49,8 +53,8 @@ def explain(module: Module, name: str) -> Trace:
 
 
 __all__ = [
-    "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "decompose",
-    "explain", "fold_constants", "fuse_groups", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
+    "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "classify_scans",
+    "decompose", "explain", "fold_constants", "fuse_groups", "hoist_invariants", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
     "recognise_activations", "recognise_attention", "recognise_convolutions", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from coilc.ir import Module
 from coilc.ir import verify as promises
 
 from .canonicalise_reductions import canonicalise_reductions
+from .classify_scans import classify_scans
 from .decompose import decompose
 from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
@@ -37,6 +38,7 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
                 on_every_graph(reroll_scans),
                 recognise_norms,
                 recognise_activations,
+                classify_scans,
                 recognise_attention,
                 recognise_convolutions,
                 sink_transposes,

@@ -1,7 +1,7 @@
 """An artifact against eager PyTorch: outputs, the values inside the model, speed and sizes."""
 
-from .compare import compare
 from .metrics import TOLERANCE, Difference, difference
 from .report import Report, Row, Speed
+from .side_by_side import compare
 
 __all__ = ["TOLERANCE", "Difference", "Report", "Row", "Speed", "compare", "difference"]

@@ -6,6 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,7 @@ from torch.export import ExportedProgram
 
 from coilc.frontend.locations import location_of
 from coilc.frontend.torch_export import evaluating, lower, trace
-from coilc.ir import InputError
-from coilc.runtime import Model, Traced, load
+from coilc.runtime import InputError, Model, Traced, load
 
 from .eager import observe_values, tensors_in, to_numpy
 from .metrics import difference, tolerance_for
@@ -125,7 +125,8 @@ class _Comparison:
     def run_eager(self) -> list[torch.Tensor]:
         """The outputs of the model as ``export`` sees it: eval mode, no gradients, no cache unless asked for."""
         args, kwargs = copy.deepcopy((self.args, dict(self.kwargs)))
-        with torch.no_grad(), evaluating(self.runnable, kwargs):
+        exported = isinstance(self.model, ExportedProgram)  # its mode was fixed when it was traced
+        with torch.no_grad(), nullcontext() if exported else evaluating(self.runnable, kwargs):
             return tensors_in(self.runnable(*args, **kwargs))
 
     def _program(self, dynamic_shapes: Any) -> ExportedProgram:

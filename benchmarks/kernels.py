@@ -23,6 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.codegen.kernels.harness import Compiled
 
+from coilc.ir import DTYPES, Dims, Graph, TensorType, Value, ops, symbol
+
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 
@@ -53,7 +55,7 @@ def report(title: str, candidates: Candidates, work: float, unit: str, rounds: i
         )
 
 
-def compiled(text: str, arrays: list[np.ndarray], *, check: bool = True) -> Callable[[], object]:
+def compiled(text: str | Graph, arrays: list[np.ndarray], *, check: bool = True) -> Callable[[], object]:
     start = time.perf_counter()
     kernel = Compiled(text)
     print(f"compiled in {time.perf_counter() - start:.2f} s; ", end="")
@@ -265,7 +267,54 @@ def chunked_attention(q, k, v, decay, chunk=64):  # type: ignore[no-untyped-def]
     return (out + carried).reshape(batch, length, heads, size)
 
 
-BENCHMARKS = (gemm, products, attention, selective_scan, causal_conv1d, gated_linear_attention)
+def scan() -> None:
+    """General bodies: a spiking neuron (by element) and an Elman network (matrix products)."""
+    batch, length, cells = symbol("B"), symbol("L"), 512
+    v, x, v0, xs = _inputs((batch, cells), (batch, cells), (batch, cells), (batch, length, cells))
+    u = ops.add(ops.mul(v, 0.75), x)
+    spike = ops.gt(u, 1.0)
+    body = Graph(
+        "body", (v, x), (("v", ops.where(spike, ops.sub(u, 1.0), u)), ("y", ops.cast(spike, dtype=v.type.dtype)))
+    )
+    last, spikes = ops.scan(v0, xs, body=body, carries=1, sequences=1, axis=1)
+    arrays = [random(8, cells), random(8, 1024, cells)]
+    ours = compiled(Graph("kernel", (v0, xs), (("last", last), ("y", spikes))), arrays, check=False)
+    start, inputs = map(torch.from_numpy, arrays)
+
+    def spiking() -> torch.Tensor:
+        v, ys = start, []
+        for t in range(inputs.shape[1]):
+            u = v * 0.75 + inputs[:, t]
+            spike = u > 1
+            v = torch.where(spike, u - 1, u)
+            ys.append(spike.float())
+        return torch.stack(ys, 1)
+
+    report("scan, spiking neuron 8x1024x512", {"coilc": ours, "eager": spiking}, 8 * 8 * 1024 * 512, "GB/s", 3)
+
+    h, x, w, r, h0, xs = _inputs((batch, 256), (batch, 64), (64, 256), (256, 256), (batch, 256), (length, batch, 64))
+    after = ops.tanh(ops.add(ops.matmul(h, r), ops.matmul(x, w)))
+    body = Graph("body", (h, x, w, r), (("h", after), ("y", after)))
+    last, states = ops.scan(h0, xs, w, r, body=body, carries=1, sequences=1, axis=0)
+    arrays = [random(8, 256), random(256, 8, 64), random(64, 256) / 8, random(256, 256) / 32]
+    ours = compiled(Graph("kernel", (h0, xs, w, r), (("last", last), ("y", states))), arrays)
+    start, inputs, w_t, r_t = map(torch.from_numpy, arrays)
+
+    def elman() -> torch.Tensor:
+        h, ys = start, []
+        for x in inputs:
+            h = torch.tanh(h @ r_t + x @ w_t)
+            ys.append(h)
+        return torch.stack(ys)
+
+    report("scan, Elman network 256x8x256", {"coilc": ours, "eager": elman}, 2 * 256 * 8 * 256 * 320, "GFLOP/s", 3)
+
+
+def _inputs(*shapes: Dims) -> list[Value]:
+    return [ops.input_(name=f"x{i}", type=TensorType(DTYPES["f32"], dims)) for i, dims in enumerate(shapes)]
+
+
+BENCHMARKS = (gemm, products, attention, selective_scan, causal_conv1d, gated_linear_attention, scan)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:

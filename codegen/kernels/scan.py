@@ -27,6 +27,7 @@ from .follow import follow_dim
 from .loops import Blocks, i64, lanes, local, parallel, product, serial, unravel
 
 VECTORS_PER_BLOCK = 2
+VECTORS_PER_SUM = 4  # independent sums of a matrix product, to hide the latency of the multiply-add
 
 View = Callable[[Indices], Expr]
 
@@ -200,7 +201,7 @@ class Task:
             if not rank or at[-1] is not None:
                 yield lambda j: list(at), 1
                 return
-            blocks = Blocks(value.dims[-1], self.loop.k.target.lanes(max(32, value.type.dtype.bits)))
+            blocks = Blocks(value.dims[-1], VECTORS_PER_SUM * self.loop.k.target.lanes(max(32, value.type.dtype.bits)))
             block = stack.enter_context(serial(blocks.count(self.loop.k.extent(value.dims[-1]))))
             yield lambda j: [*at[:-1], blocks.start(block) + j], blocks.width
 

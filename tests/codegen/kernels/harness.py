@@ -40,6 +40,7 @@ class Compiled:
 
     def prepare(self, arrays: Sequence[np.ndarray]) -> tuple[list[np.ndarray], Callable[[], None]]:
         """Outputs full of NaN (or of a conspicuous number) and the call that fills them."""
+        assert all(a.flags.c_contiguous for a in arrays)
         bindings = self.bindings(arrays)
         shapes = [[d.evaluate(dim, bindings) for dim in v.dims] for v in self.body.results]
         outputs = [np.empty(s, v.type.dtype.numpy) for s, v in zip(shapes, self.body.results, strict=True)]

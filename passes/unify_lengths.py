@@ -16,14 +16,17 @@ the result. Anything else that differs is an error that names the node.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from coilc.ir import Array, Dim, Graph, InputError, TensorType, Value, ops
+from coilc.ir import Array, Dim, Graph, InputError, Module, TensorType, Value, ops
 from coilc.ir import dims as d
 from coilc.ir.core import Node
+
+from .reroll_scans import reroll_scans
+from .simplify import simplify
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,33 @@ class Length:
         """The affine dimension that is ``a`` at the first length and ``b`` at the second."""
         slope, rest = divmod(b - a, self.second - self.first)
         return None if rest else slope * d.symbol(self.symbol) + (a - slope * self.first)
+
+
+def unify_modules(first: Module, second: Module, length: Length) -> Module:
+    """Two imports of one model, traced at ``length.first`` and ``length.second``, as one that takes any length in range.
+
+    Every entry is re-rolled first, so that both have the same nodes whatever was unrolled over the length.
+
+    Raises:
+        InputError: entries or weights differ, or an entry differs in more than this length.
+    """
+    _require_same_weights(first, second)
+    if list(first.entries) != list(second.entries):
+        raise InputError(f"the exports have the entries {', '.join(first.entries)} and {', '.join(second.entries)}")
+    a, b = (_rerolled(module) for module in (first, second))
+    return replace(a, entries={name: unify_lengths(a.entries[name], b.entries[name], length) for name in a.entries})
+
+
+def _rerolled(module: Module) -> Module:
+    """Every node is built anew first: a frontend forgets older nodes, and those would not be shared with new ones."""
+    return simplify(simplify(module.map(lambda graph: graph.substitute({}))).map(reroll_scans))
+
+
+def _require_same_weights(first: Module, second: Module) -> None:
+    for name in dict.fromkeys((*first.weights, *second.weights)):
+        x, y = first.weights.get(name), second.weights.get(name)
+        if x is None or y is None or x.dtype != y.dtype or x.shape != y.shape or x.tobytes() != y.tobytes():
+            raise InputError(f"weight '{name}' is not the same in both exports; export one model, in eval mode, twice")
 
 
 def unify_lengths(first: Graph, second: Graph, length: Length) -> Graph:

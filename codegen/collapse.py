@@ -38,6 +38,14 @@ def merge_axes(body: Graph, axis: int) -> Graph | None:
         return None
 
 
+def merge_value(body: Graph, value: Value, axis: int) -> Value | None:
+    """One value of the body with two adjacent axes as one, or ``None``."""
+    try:
+        return _Merger(body).merge(value, axis)
+    except _Fixed:
+        return None
+
+
 def merge_dims(dims: Dims, axis: int) -> Dims:
     """``dims`` with the extents of two adjacent axes multiplied."""
     return (*dims[:axis], dims[axis] * dims[axis + 1], *dims[axis + 2 :])
@@ -60,7 +68,7 @@ class _Merger:
             return ops.reshape(value, dims=merge_dims(value.dims, axis))
         if ELEMENTWISE in op.traits:
             return _rebuild(node, tuple(self.merge(v, axis) for v in node.inputs))
-        if REDUCTION in op.traits and node.attrs["keepdims"]:
+        if REDUCTION in op.traits:
             return self._reduction(value, axis)
         if op.name in _RULES:
             return _RULES[op.name](self, value, axis)
@@ -74,9 +82,11 @@ class _Merger:
     def _reduction(self, value: Value, axis: int) -> Value:
         (x,) = value.node.inputs
         axes = value.node.attrs["axes"]
-        if (axis in axes) != (axis + 1 in axes):
+        kept = [a for a in range(x.type.rank) if value.node.attrs["keepdims"] or a not in axes]
+        first, second = kept[axis], kept[axis + 1]
+        if second != first + 1 or (first in axes) != (second in axes):
             raise _Fixed
-        return _rebuild(value.node, (self.merge(x, axis),), axes=merged_axes(axes, axis))
+        return _rebuild(value.node, (self.merge(x, first),), axes=merged_axes(axes, first))
 
     def broadcast(self, value: Value, axis: int) -> Value:
         (x,) = value.node.inputs

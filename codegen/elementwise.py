@@ -16,7 +16,7 @@ from .scalar import Expr, bind, const, dtype_name, intrinsic, is_nan, select
 def evaluate(node: Node, operands: list[Expr]) -> Expr:
     """One elementwise op on registers."""
     if node.op.name not in SCALARS:
-        raise UnsupportedError(f"{node.op.name} has no scalar code", node.location)
+        raise UnsupportedError("this op has no scalar code:", [(node.op.name, node.location)])
     return SCALARS[node.op.name](*operands)
 
 
@@ -65,7 +65,7 @@ def _not_equal(x: Expr, y: Expr) -> Expr:
 def _equal(x: Expr, y: Expr) -> Expr:
     if dtype_name(x) == "bool":
         return tirx.Not(_xor(x, y))
-    return tirx.Not(is_nan(x)) if x.same_as(y) and _is_float(x) else x == y
+    return tirx.Not(is_nan(x)) if x.same_as(y) and _is_float(x) else tirx.EQ(x, y)
 
 
 def _xor(x: Expr, y: Expr) -> Expr:
@@ -87,7 +87,7 @@ def _bits(on_bool: Callable[..., Expr], on_integers: Callable[..., Expr]) -> Cal
 
 
 def _truth(x: Expr) -> Expr:
-    return x if dtype_name(x) == "bool" else tirx.Not(x == const(0, x))
+    return x if dtype_name(x) == "bool" else tirx.Not(tirx.EQ(x, const(0, x)))
 
 
 def _add(x: Expr, y: Expr) -> Expr:
@@ -105,7 +105,7 @@ def _multiply(x: Expr, y: Expr) -> Expr:
 
 def _divisor(y: Expr) -> Expr:
     """Integer division by zero traps on x86; the result there is set to zero afterwards, as NumPy does."""
-    return bind(select(y == const(0, y), const(1, y), y))
+    return bind(select(tirx.EQ(y, const(0, y)), const(1, y), y))
 
 
 def _divide(x: Expr, y: Expr) -> Expr:
@@ -115,29 +115,29 @@ def _divide(x: Expr, y: Expr) -> Expr:
 def _floor_divide(x: Expr, y: Expr) -> Expr:
     if _is_float(x):
         return _float_floor_divide(x, y)
-    return select(y == const(0, y), const(0, x), tirx.floordiv(x, _divisor(y)))
+    return select(tirx.EQ(y, const(0, y)), const(0, x), tirx.floordiv(x, _divisor(y)))
 
 
 def _float_floor_divide(x: Expr, y: Expr) -> Expr:
     """From the remainder, so that an exact quotient is not rounded up to the next integer."""
     rest = _modulo(x, y)
     quotient = bind(intrinsic("llvm.floor", bind((x - rest) / y) + const(0.5, x)))
-    return bind(select(y == const(0, y), x / y, quotient))
+    return bind(select(tirx.EQ(y, const(0, y)), x / y, quotient))
 
 
 def _modulo(x: Expr, y: Expr) -> Expr:
     """The remainder with the sign of y."""
     if not _is_float(x):
-        return select(y == const(0, y), const(0, x), tirx.floormod(x, _divisor(y)))
+        return select(tirx.EQ(y, const(0, y)), const(0, x), tirx.floormod(x, _divisor(y)))
     rest = bind(math.remainder(x, y))
-    other_sign = tirx.And(tirx.Not(rest == const(0, x)), _xor(rest < const(0, x), y < const(0, y)))
-    return bind(select(other_sign, rest + y, select(rest == const(0, x), math.copy_sign(const(0, x), y), rest)))
+    other_sign = tirx.And(tirx.Not(tirx.EQ(rest, const(0, x))), _xor(rest < const(0, x), y < const(0, y)))
+    return bind(select(other_sign, rest + y, select(tirx.EQ(rest, const(0, x)), math.copy_sign(const(0, x), y), rest)))
 
 
 def _remainder(x: Expr, y: Expr) -> Expr:
     if _is_float(x):
         return math.remainder(x, y)
-    return select(y == const(0, y), const(0, x), tirx.truncmod(x, _divisor(y)))
+    return select(tirx.EQ(y, const(0, y)), const(0, x), tirx.truncmod(x, _divisor(y)))
 
 
 def _power(x: Expr, y: Expr) -> Expr:
@@ -145,7 +145,7 @@ def _power(x: Expr, y: Expr) -> Expr:
         return math.power(x, y)
     result, base = const(1, x), x
     for bit in range(6):  # an exponent above 63 overflows whatever the base
-        present = tirx.bitwise_and(tirx.shift_right(y, const(bit, y)), const(1, y)) == const(1, y)
+        present = tirx.EQ(tirx.bitwise_and(tirx.shift_right(y, const(bit, y)), const(1, y)), const(1, y))
         result = bind(select(present, result * base, result))
         base = bind(base * base)
     return result
@@ -174,7 +174,7 @@ SCALARS: Mapping[str, Callable[..., Expr]] = {
     "trunc": _rounding("llvm.trunc"),
     "logical_not": lambda x: tirx.Not(_truth(x)),
     "isnan": lambda x: is_nan(x) if _is_float(x) else T.bool(False),
-    "isinf": lambda x: intrinsic("llvm.fabs", x) == const(float("inf"), x) if _is_float(x) else T.bool(False),
+    "isinf": lambda x: tirx.EQ(intrinsic("llvm.fabs", x), const(float("inf"), x)) if _is_float(x) else T.bool(False),
     "bitwise_not": _bits(tirx.Not, tirx.bitwise_not),
     "add": _add,
     "sub": lambda x, y: x - y,

@@ -86,7 +86,7 @@ def blocks(span: Span, width: int, body: Block, *, overlap: bool = False) -> Non
     """
     known = span.extent if isinstance(span.extent, int) and span.whole else None
     if known is None or known >= 2 * width:
-        with T.serial(index(0), tirx.floordiv(span.stop - span.start, index(width))) as i:
+        with T.serial(index(0), tirx.truncdiv(span.stop - span.start, index(width))) as i:
             body(span.start + i * index(width), width)
     elif known >= width:
         body(span.start, width)
@@ -102,7 +102,7 @@ def _static_tail(span: Span, extent: int, width: int, body: Block, overlap: bool
     if span.whole:
         _tail_of(extent, width, body, overlap)
         return
-    with T.If(span.stop == index(extent)), T.Then():
+    with T.If(tirx.EQ(span.stop, index(extent))), T.Then():
         _tail_of(extent, width, body, overlap)
 
 
@@ -121,7 +121,7 @@ def _tail_of(extent: int, width: int, body: Block, overlap: bool) -> None:
 
 
 def _dynamic_tail(span: Span, width: int, body: Block, overlap: bool) -> None:
-    done = span.start + tirx.floordiv(span.stop - span.start, index(width)) * index(width)
+    done = span.start + tirx.truncdiv(span.stop - span.start, index(width)) * index(width)
 
     def singles() -> None:
         with T.serial(done, span.stop) as j:

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from tvm import tirx
 
 from coilc.ir import Graph, UnsupportedError
-from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, STRUCTURAL
+from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
 
 from .collapse import collapse_axes
 from .kernel import Kernel, build_kernel
 from .kernels import ANCHORS
 from .pointwise import emit_pointwise
+from .reduce import emit_reduce
 from .rows import emit_rows, is_row
 from .target import Target
 
@@ -34,6 +35,8 @@ def choose(body: Graph) -> tuple[Graph, Callable[[Kernel], None]]:
         return collapse_axes(body), emit_pointwise
     if is_row(body):
         return collapse_axes(body), emit_rows
+    if len(anchors) == 1 and REDUCTION in anchors[0].op.traits:
+        return collapse_axes(body), emit_reduce
     if len(anchors) == 1 and anchors[0].op in ANCHORS:
         return body, ANCHORS[anchors[0].op]
-    raise UnsupportedError(f"no kernel has {', '.join(node.op.name for node in anchors)} in one body", anchors[0].location)
+    raise UnsupportedError("no kernel does these together:", [(node.op.name, node.location) for node in anchors])

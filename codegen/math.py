@@ -2,7 +2,7 @@
 
 The intrinsics of TIR become one libm call per lane; these stay in vector registers on every CPU. Errors are below 1e-6
 relative over the whole range of fp32, infinities and NaN are right, and subnormal results of ``exp`` are flushed to zero.
-fp64 goes to libm, through LLVM's intrinsics.
+fp64 goes through LLVM's intrinsics, most of which call libm once per lane.
 
 Two rules keep the arithmetic as written: never build with fast-math, and hide a rounding trick such as ``(t + M) - M``
 behind ``opaque``, because TIR's simplifier treats floats as reals. Polynomials are minimax fits in the relative error,
@@ -32,6 +32,16 @@ ERF = (8.316814815e-05, -8.130024000e-04, 5.199907918e-03, -2.685894217e-02, 1.1
        1.128379167e00)  # fmt: skip  # erf(x) / x over x^2, x in [0, 0.93]
 ERFC = (-1.949459178e-04, 3.033684746e-03, -2.218974834e-02, 1.038563195e-01, 6.372658104e-01, 1.127627368e00,
         2.070157445e-04)  # fmt: skip  # -log(1 - erf(x)), x in [0.92, 4]
+ERF_WIDE = (-3.09496625455745785e-13, 9.22460721325891541e-12, -2.03710201566864541e-10, 4.11571928566323460e-09,
+            -7.51155113191718435e-08, 1.22338279201148519e-06, -1.75371695201767978e-05, 2.17517156024925318e-04,
+            -2.28548556112936332e-03, 1.98524966889856991e-02, -1.40536089022717969e-01,
+            9.65468738669867599e-01)  # fmt: skip  # erf(x) / x over 2 x^2 - 1, x in [0, 1]
+ERFC_WIDE = (-6.37471083727272561e-08, 7.11886613129319855e-08, 3.22686808911532496e-07, -6.80984412092230259e-07,
+             6.29921970310639769e-07, -1.49379215769120538e-06, 3.67580886793168045e-06, -4.91742605750062241e-06,
+             1.33432404977160717e-06, 1.86537786965863372e-05, -9.08495000265432799e-05, 3.07763083870501758e-04,
+             -8.93588044167490368e-04, 2.37400786544730109e-03, -5.95370297968591568e-03, 1.43845472511336669e-02,
+             -3.41284111824967026e-02, 8.16509097675456597e-02, 6.04220659214193923, 1.81652489709122911e+01,
+             1.41124374021481671e+01)  # fmt: skip  # -log(1 - erf(x)) over (x - 3.5) / 2.5, x in [1, 6]
 SIN = (-1.951665545e-04, 8.332173541e-03, -1.666665487e-01)  # (sin(r) - r) / r^3 over r^2, |r| <= pi/4
 COS = (2.443241254e-05, -1.388730986e-03, 4.166664555e-02)  # (cos(r) - 1 + r^2/2) / r^4 over r^2
 
@@ -81,11 +91,6 @@ def _wide(x: Expr) -> bool:
     return dtype_name(x) == "float64"
 
 
-def _libm(name: str, *operands: Expr) -> Expr:
-    """A call of the C library for fp64; LLVM makes one call per lane."""
-    return bind(T.call_pure_extern("float64", name, *operands))
-
-
 # --- exponentials -----------------------------------------------------------------------------------------------------
 
 
@@ -127,7 +132,7 @@ def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
 def expm1(x: Expr) -> Expr:
     """e**x - 1 without cancellation near zero."""
     if _wide(x):
-        return _libm("expm1", x)
+        return _expm1_wide(x)
     whole, shifted = _split(x * const(LOG2_E, x))
     r = _fma(whole, const(-LN2_LOW, x), _fma(whole, const(-LN2_HIGH, x), x))
     small = bind(r + r * r * polynomial(EXPM1, r))
@@ -135,6 +140,15 @@ def expm1(x: Expr) -> Expr:
     result = bind((half * small + (half - const(0.5, x))) * const(2.0, x))
     result = select(x > const(EXP_HIGHEST, x), const(inf, x), select(x < const(-18.0, x), const(-1.0, x), result))
     return bind(select(absolute(x) < const(1e-8, x), x, result))  # keeps the sign of zero
+
+
+def _expm1_wide(x: Expr) -> Expr:
+    """(u - 1) * x / log(u) for u = e**x: the errors of the numerator and of the logarithm cancel (W. Kahan)."""
+    u = exp(x)
+    less = bind(opaque(u) - const(1.0, x))
+    middle = bind(less * bind(x / natural_log(u)))
+    outside = tirx.Or(tirx.EQ(less, const(-1.0, x)), tirx.EQ(u, const(inf, x)))
+    return bind(select(tirx.EQ(u, const(1.0, x)), x, select(outside, less, middle)))
 
 
 def sigmoid(x: Expr) -> Expr:
@@ -150,7 +164,7 @@ def silu(x: Expr) -> Expr:
 def tanh(x: Expr) -> Expr:
     """Through expm1, so that it is accurate near zero."""
     if _wide(x):
-        return _libm("tanh", x)
+        return bind(intrinsic("llvm.tanh", x))
     magnitude = absolute(x)
     doubled = bind(select(magnitude > const(10.0, x), const(20.0, x), magnitude + magnitude))
     e = expm1(doubled)
@@ -171,9 +185,9 @@ def _exponent_and_mantissa(x: Expr) -> tuple[Expr, Expr]:
 
 def _log_domain(x: Expr, result: Expr) -> Expr:
     """The value at zero, below zero and at infinity; NaN passes."""
-    result = select(x == const(0.0, x), const(-inf, x), result)
+    result = select(tirx.EQ(x, const(0.0, x)), const(-inf, x), result)
     result = select(x < const(0.0, x), const(float("nan"), x), result)
-    return bind(select(x == const(inf, x), const(inf, x), select(is_nan(x), x, result)))
+    return bind(select(tirx.EQ(x, const(inf, x)), const(inf, x), select(is_nan(x), x, result)))
 
 
 def _log_positive(x: Expr) -> Expr:
@@ -191,11 +205,9 @@ def natural_log(x: Expr) -> Expr:
 
 def log1p(x: Expr) -> Expr:
     """log(1 + x); what the addition rounds away is put back to first order."""
-    if _wide(x):
-        return _libm("log1p", x)
     u = bind(x + const(1.0, x))
     lost = bind(x - (opaque(u) - const(1.0, x)))
-    result = _log_domain(u, bind(_log_positive(u) + lost / u))
+    result = _log_domain(u, bind((natural_log(u) if _wide(x) else _log_positive(u)) + lost / u))
     return bind(select(absolute(x) < const(1e-8, x), x, result))
 
 
@@ -239,13 +251,13 @@ def _power(x: Expr, y: Expr) -> Expr:
     result = bind(T.Cast("float32", bind(raised)))
     whole = bind(intrinsic("llvm.trunc", y))
     half = bind(intrinsic("llvm.trunc", y * const(0.5, y)) * const(2.0, y))
-    odd = tirx.And(whole == y, tirx.Not(half == whole))
+    odd = tirx.And(tirx.EQ(whole, y), tirx.Not(tirx.EQ(half, whole)))
     negative = bind(bits(x) < tirx.const(0, "int32"))
-    undefined = tirx.And(x < const(0.0, x), tirx.And(tirx.Not(whole == y), magnitude < const(inf, x)))
+    undefined = tirx.And(x < const(0.0, x), tirx.And(tirx.Not(tirx.EQ(whole, y)), magnitude < const(inf, x)))
     result = select(undefined, const(float("nan"), x), select(tirx.And(odd, negative), -result, result))
     result = select(is_nan(x), x, select(is_nan(y), y, result))
-    flat = tirx.And(magnitude == const(1.0, x), absolute(y) == const(inf, x))
-    one = tirx.Or(tirx.Or(y == const(0.0, y), x == const(1.0, x)), flat)
+    flat = tirx.And(tirx.EQ(magnitude, const(1.0, x)), tirx.EQ(absolute(y), const(inf, x)))
+    one = tirx.Or(tirx.Or(tirx.EQ(y, const(0.0, y)), tirx.EQ(x, const(1.0, x))), flat)
     return bind(select(one, const(1.0, x), result))
 
 
@@ -256,7 +268,7 @@ def _log2_wide(x: Expr) -> Expr:
     s = bind((m - const(1.0, m)) / (m + const(1.0, m)))
     series = polynomial([2 / (k * log(2)) for k in range(15, 0, -2)], bind(s * s))
     result = bind(T.Cast("float64", exponent) + s * series)
-    result = select(x == const(0.0, x), const(-1e300, m), select(x == const(inf, x), const(1e300, m), result))
+    result = select(tirx.EQ(x, const(0.0, x)), const(-1e300, m), select(tirx.EQ(x, const(inf, x)), const(1e300, m), result))
     return bind(result)
 
 
@@ -266,12 +278,20 @@ def _log2_wide(x: Expr) -> Expr:
 def erf(x: Expr) -> Expr:
     """Error function: a polynomial near zero, 1 - e**-polynomial beyond."""
     if _wide(x):
-        return _libm("erf", x)
+        return _erf_wide(x)
     magnitude = absolute(x)
     near = bind(magnitude * polynomial(ERF, bind(x * x)))
     clipped = bind(select(magnitude > const(4.0, x), const(4.0, x), magnitude))
     far = bind(const(1.0, x) - exp(-polynomial(ERFC, clipped), nonpositive=True))
     return bind(copy_sign(bind(select(magnitude < const(0.92, x), near, far)), x))
+
+
+def _erf_wide(x: Expr) -> Expr:
+    magnitude, one = absolute(x), const(1.0, x)
+    near = bind(magnitude * polynomial(ERF_WIDE, bind(const(2.0, x) * x * x - one)))
+    clipped = bind(select(magnitude > const(6.0, x), const(6.0, x), magnitude))
+    far = bind(one - exp(-polynomial(ERFC_WIDE, bind((clipped - const(3.5, x)) * const(0.4, x)))))
+    return bind(copy_sign(bind(select(magnitude < one, near, far)), x))
 
 
 def _quadrant(x: Expr) -> tuple[Expr, Expr]:
@@ -288,8 +308,8 @@ def _sine_of_quadrant(r: Expr, q: Expr) -> Expr:
     sine = bind(r + r * square * polynomial(SIN, square))
     cosine = bind(const(1.0, r) - square * const(0.5, r) + square * square * polynomial(COS, square))
     one, two = tirx.const(1, "int32"), tirx.const(2, "int32")
-    value = bind(select(tirx.bitwise_and(q, one) == one, cosine, sine))
-    return bind(select(tirx.bitwise_and(q, two) == two, -value, value))
+    value = bind(select(tirx.EQ(tirx.bitwise_and(q, one), one), cosine, sine))
+    return bind(select(tirx.EQ(tirx.bitwise_and(q, two), two), -value, value))
 
 
 def sin(x: Expr) -> Expr:
@@ -307,28 +327,28 @@ def cos(x: Expr) -> Expr:
 
 def tan(x: Expr) -> Expr:
     if _wide(x):
-        return _libm("tan", x)
+        return bind(intrinsic("llvm.tan", x))
     r, q = _quadrant(x)
     return bind(_sine_of_quadrant(r, q) / _sine_of_quadrant(r, bind(q + tirx.const(1, "int32"))))
 
 
 def _atan_of_ratio(small: Expr, large: Expr) -> Expr:
     """atan(small / large) for 0 <= small <= large; equal infinities give pi/4."""
-    ratio = bind(select(small == large, const(1.0, small), small / large))
-    ratio = bind(select(large == const(0.0, large), const(0.0, small), ratio))
+    ratio = bind(select(tirx.EQ(small, large), const(1.0, small), small / large))
+    ratio = bind(select(tirx.EQ(large, const(0.0, large)), const(0.0, small), ratio))
     return bind(ratio * polynomial(ATAN, bind(ratio * ratio)))
 
 
 def atan(x: Expr) -> Expr:
     if _wide(x):
-        return _libm("atan", x)
+        return bind(intrinsic("llvm.atan", x))
     return atan2(x, const(1.0, x))
 
 
 def atan2(y: Expr, x: Expr) -> Expr:
     """The angle of the point (x, y), in [-pi, pi]."""
     if _wide(x):
-        return _libm("atan2", y, x)
+        return bind(intrinsic("llvm.atan2", y, x))
     across, up = absolute(x), absolute(y)
     steep = bind(up > across)
     angle = _atan_of_ratio(bind(select(steep, across, up)), bind(select(steep, up, across)))
@@ -339,13 +359,19 @@ def atan2(y: Expr, x: Expr) -> Expr:
 
 
 def remainder(x: Expr, y: Expr) -> Expr:
-    """C's fmod: the sign of x. fp32 divides in fp64 and is exact for quotients below 2**29."""
-    if _wide(x):
-        return _libm("fmod", x, y)
-    a, b = (bind(T.Cast("float64", absolute(v))) for v in (x, y))
-    whole = bind(intrinsic("llvm.trunc", a / b))
-    rest = _fma(-whole, b, a)
-    rest = bind(select(rest < const(0.0, rest), rest + b, rest))
-    result = bind(copy_sign(bind(T.Cast("float32", rest)), x))
-    infinite = tirx.And(absolute(y) == const(inf, y), absolute(x) < const(inf, x))
-    return bind(select(infinite, x, result))
+    """C's fmod: the sign of x; exact for quotients up to 2**300.
+
+    Multiples of y * 2**s are taken off for falling s. Each quotient has at most 50 bits, and what remains has no more bits
+    than the operands, so that one fused multiply-add gives it exactly.
+    """
+    rest, divisor = (bind(T.Cast("float64", absolute(v))) for v in (x, y))
+    for shift in range(250, -1, -50):
+        part = bind(divisor * const(2.0**shift, divisor))
+        times = bind(intrinsic("llvm.trunc", rest / part))
+        less = _fma(-times, part, rest)
+        less = bind(select(less < const(0.0, less), less + part, less))
+        rest = bind(select(times > const(0.0, less), less, rest))
+    rest = bind(select(tirx.EQ(divisor, const(0.0, divisor)), const(float("nan"), divisor), rest))
+    unbounded = tirx.Or(is_nan(y), tirx.EQ(absolute(x), const(inf, x)))
+    result = bind(select(unbounded, const(float("nan"), x), T.Cast(dtype_name(x), rest)))
+    return bind(select(is_nan(x), x, copy_sign(result, x)))

@@ -109,7 +109,7 @@ class Reader:
             return evaluate(value.node, operands)
         if name in MOVES:
             return MOVES[name](self, value, indices)
-        raise UnsupportedError(f"{name} cannot be evaluated element by element", value.location)
+        raise UnsupportedError("this cannot be evaluated element by element:", [(name, value.location)])
 
     def load(self, value: Value, indices: Indices) -> Expr:
         """The element of a value in memory."""
@@ -135,8 +135,8 @@ class Reader:
                 indices.append(position)
             else:
                 extent = self.dim(dims[axis])
-                indices.append(tirx.floormod(position, extent))
-                position = tirx.floordiv(position, extent)
+                indices.append(tirx.truncmod(position, extent))
+                position = tirx.truncdiv(position, extent)
         return indices[::-1]
 
 
@@ -286,13 +286,12 @@ def _table(reader: Reader, value: Value, indices: Indices) -> Expr:
     """A small constant array: its elements in the code, picked by selects."""
     items = value.node.attrs["value"].value.ravel().tolist()
     if len(items) > LARGEST_TABLE:
-        raise UnsupportedError(
-            f"a constant of {len(items)} elements inside a kernel; it should be a weight", value.location
-        )
+        where = [(f"constant of {len(items)} elements", value.location)]
+        raise UnsupportedError("this is too large for a kernel's code and should be a weight:", where)
     position = bind(reader.offset(indices, value.dims))
     elements = [constant(item, value.type.dtype) for item in items]
     pairs = list(enumerate(elements))[-2::-1]
-    return reduce(lambda rest, pair: tirx.Select(position == index(pair[0]), pair[1], rest), pairs, elements[-1])
+    return reduce(lambda rest, pair: tirx.Select(tirx.EQ(position, index(pair[0])), pair[1], rest), pairs, elements[-1])
 
 
 MOVES: Mapping[str, Callable[[Reader, Value, Indices], Expr]] = {

@@ -103,6 +103,6 @@ def _round_to_bf16(x: Expr) -> Expr:
 def convert(x: Expr, source: DType, to: DType) -> Expr:
     """The ``cast`` op between compute types; rounding to half precision is left to the store."""
     if to.name == "bool":
-        return tirx.Not(x == const(0, x)) if source.name != "bool" else x
+        return tirx.Not(tirx.EQ(x, const(0, x))) if source.name != "bool" else x
     target = compute_dtype(to)
     return x if dtype_name(x) == target else T.Cast(target, x)

@@ -1,0 +1,149 @@
+"""Reduce bodies: one reduction over any axes, pointwise before and after.
+
+Lanes run over the innermost axis of the operand. If it is kept, a task owns a vector of results; if it is reduced, a task
+owns one result, whose partial results are in lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import Value
+from coilc.ir import dims as d
+from coilc.ir.dims import Dim, Dims
+from coilc.ir.opdef import REDUCTION
+
+from .accumulate import Accumulator
+from .collapse import merge_value
+from .kernel import Kernel
+from .loops import Span, blocks, for_each_task, lane_count, lanes, whole_axis
+from .reader import index
+from .scalar import Expr
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """The reduction of a body, its reduced axes merged where they are adjacent.
+
+    Attributes:
+        value: its result.
+        operand: what is reduced.
+        axes: the reduced axes of ``operand``.
+    """
+
+    value: Value
+    operand: Value
+    axes: frozenset[int]
+
+    @staticmethod
+    def of(k: Kernel) -> Reduction:
+        node = next(node for node in k.body.nodes if REDUCTION in node.op.traits)
+        (operand,), axes = node.inputs, frozenset(node.attrs["axes"])
+        for axis in sorted(axes, reverse=True):
+            merged = merge_value(k.body, operand, axis) if axis + 1 in axes else None
+            if merged is not None:
+                operand, axes = merged, frozenset(a - (a > axis) for a in axes)
+        return Reduction(node.results[0], operand, axes)
+
+    @property
+    def kept(self) -> list[int]:
+        return [axis for axis in range(self.operand.type.rank) if axis not in self.axes]
+
+    @property
+    def kept_dims(self) -> Dims:
+        return tuple(self.operand.dims[axis] for axis in self.kept)
+
+    def source(self, kept: Sequence[Expr], reduced: Sequence[Expr]) -> list[Expr]:
+        """The operand's index from those of its kept and of its reduced axes."""
+        given, inner = iter(kept), iter(reduced)
+        return [next(inner if axis in self.axes else given) for axis in range(self.operand.type.rank)]
+
+    def result(self, kept: Sequence[Expr]) -> list[Expr]:
+        """The index of the result from those of the kept axes."""
+        node, given = self.value.node, iter(kept)
+        if not node.attrs["keepdims"]:
+            return list(kept)
+        return [index(0) if a in node.attrs["axes"] else next(given) for a in range(node.inputs[0].type.rank)]
+
+
+def emit_reduce(k: Kernel) -> None:
+    """Write every output; their dims are those of the reduction's result."""
+    r = Reduction.of(k)
+    if r.operand.type.rank - 1 in r.axes:
+        _one_result_per_task(k, r)
+    else:
+        _vector_of_results_per_task(k, r)
+
+
+def _accumulate(k: Kernel, r: Reduction, total: Accumulator, body: Callable[[list[Expr]], None], depth: int) -> None:
+    """Serial loops over the first ``depth`` reduced axes."""
+    dims = [r.operand.dims[axis] for axis in sorted(r.axes)]
+
+    def nest(at: list[Expr]) -> None:
+        if len(at) == depth:
+            body(at)
+            return
+        with T.serial(index(0), k.extent(dims[len(at)])) as i:
+            nest([*at, i])
+
+    nest([])
+
+
+def _store(k: Kernel, r: Reduction, kept: list[Expr], element: Expr) -> None:
+    place = r.result(kept)
+    for output, value in enumerate(k.body.results):
+        k.store(output, place, k.reader.read(value, place, {r.value: element}))
+
+
+def _one_result_per_task(k: Kernel, r: Reduction) -> None:
+    inner = r.operand.dims[-1]
+    width = lane_count(k, vectors=4)
+    while isinstance(inner, int) and width > inner:
+        width //= 2
+
+    def task(p: Expr) -> None:
+        kept = k.reader.unravel(p, r.kept_dims)
+        total = Accumulator.open(r.value.op, r.value.type.dtype, width)
+
+        def block(at: list[Expr], start: Expr, width: int) -> None:
+            lanes(width, lambda lane: total.add(lane, k.reader.read(r.operand, r.source(kept, [*at, start + lane]))))
+
+        def along(at: list[Expr]) -> None:
+            blocks(whole_axis(k, inner), width, lambda start, width: block(at, start, width))
+
+        _accumulate(k, r, total, along, len(r.axes) - 1)
+        _store(k, r, kept, total.total())
+
+    for_each_task(k, d.size(r.kept_dims), r.operand.type.size, task)
+
+
+def _vector_of_results_per_task(k: Kernel, r: Reduction) -> None:
+    *outer, inner = r.kept_dims
+    width = lane_count(k, vectors=4)
+    while isinstance(inner, int) and width > max(inner, 1):
+        width //= 2
+    count = _tasks(inner, width)
+
+    def block(rest: list[Expr], start: Expr, width: int) -> None:
+        total = Accumulator.open(r.value.op, r.value.type.dtype, width)
+
+        def step(at: list[Expr]) -> None:
+            lanes(width, lambda lane: total.add(lane, k.reader.read(r.operand, r.source([*rest, start + lane], at))))
+
+        _accumulate(k, r, total, step, len(r.axes))
+        lanes(width, lambda lane: _store(k, r, [*rest, start + lane], total.lane(lane)))
+
+    def task(p: Expr) -> None:
+        *rest, i = k.reader.unravel(p, (*outer, count))
+        start = i * index(width)
+        span = whole_axis(k, inner) if count == 1 else Span(inner, start, T.min(start + index(width), k.extent(inner)))
+        blocks(span, width, lambda start, width: block(rest, start, width), overlap=True)
+
+    for_each_task(k, d.size((*outer, count)), r.operand.type.size, task)
+
+
+def _tasks(inner: Dim, width: int) -> Dim:
+    return (inner + (width - 1)) // width

@@ -1,0 +1,114 @@
+"""Every core op has a kernel on the CPU, and it computes what the op's reference says."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from native_kernels import Kernels
+
+from coilc.codegen.lower import lower_body
+from coilc.codegen.target import TARGETS, parse_target
+from coilc.ir import OPS, CoilError, Graph, interpret
+from coilc.ir.opdef import STRUCTURAL
+
+from .ops import Case, awkward, cases, draw, graph_of, name
+
+# One tolerance per element type: relative to the largest magnitude of the result, and to each element.
+TOLERANCE = {"f64": 1e-12, "f32": 4e-6, "f16": 2e-3, "bf16": 2e-2}
+
+
+def is_lowered(case: Case) -> bool:
+    """Complex numbers are split into pairs, and structure is resolved, before code generation."""
+    op, example = case
+    return op.is_core and STRUCTURAL not in op.traits and not any(t.startswith("c") for t in _all_types(case))
+
+
+def _all_types(case: Case) -> list[str]:
+    op, example = case
+    if op.name == "complex":
+        return ["c64"]
+    attrs = [str(v) for v in example.attrs.values()]
+    return [*example.types, *attrs]
+
+
+CASES = [case for case in cases() if is_lowered(case)]
+AWKWARD = [case for case in CASES if awkward(*case)]
+
+
+def body_of(case: Case, arrays: list[np.ndarray]) -> Graph:
+    from coilc.ir import type_of
+
+    return graph_of(case[0], [type_of(a) for a in arrays], dict(case[1].attrs)).entries["main"]
+
+
+@cache
+def kernels() -> Kernels:
+    """All cases in one object; what cannot be lowered is left for its own test to report."""
+    bodies: dict[str, Graph] = {}
+    for i, case in enumerate(CASES):
+        bodies[f"draw{i}"] = body_of(case, draw(case[1]))
+        values = awkward(*case)
+        if values:
+            bodies[f"awkward{i}"] = body_of(case, values)
+    return Kernels({n: body for n, body in bodies.items() if _can_lower(body)})
+
+
+def _can_lower(body: Graph) -> bool:
+    try:
+        lower_body(body, "probe", parse_target("native"))
+    except CoilError:
+        return False
+    return True
+
+
+def check(kernel: str, case: Case, arrays: list[np.ndarray]) -> None:
+    body = body_of(case, arrays)
+    if kernel not in kernels().bodies:
+        lower_body(body, kernel, parse_target("native"))  # raises
+    from coilc.ir import Module
+
+    inputs = {f"x{i}": a for i, a in enumerate(arrays)}
+    expected = list(interpret(Module({"main": body}), inputs).values())
+    for actual, wanted, value in zip(kernels().run(kernel, *arrays), expected, body.results, strict=True):
+        agree(actual, wanted, value.type.dtype.name)
+
+
+def agree(actual: np.ndarray, expected: np.ndarray, dtype: str) -> None:
+    if dtype not in TOLERANCE:
+        np.testing.assert_array_equal(actual, expected)
+        return
+    actual, expected = actual.astype(np.float64), expected.astype(np.float64)
+    finite = np.abs(expected[np.isfinite(expected)])
+    scale = min(float(finite.max(initial=0.0)), 1.0)
+    np.testing.assert_allclose(actual, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("case", CASES, ids=name)
+def test_kernel_agrees_with_reference(case: Case) -> None:
+    check(f"draw{CASES.index(case)}", case, draw(case[1]))
+
+
+@pytest.mark.parametrize("case", AWKWARD, ids=name)
+def test_kernel_agrees_with_reference_on_awkward_values(case: Case) -> None:
+    values = awkward(*case)
+    assert values is not None
+    check(f"awkward{CASES.index(case)}", case, values)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_core_op_has_a_lowering(target: str) -> None:
+    missing = []
+    for case in CASES:
+        try:
+            lower_body(body_of(case, draw(case[1])), "probe", TARGETS[target])
+        except CoilError as error:
+            missing.append(f"{case[0].name}: {error.message}")
+    assert not missing, "\n".join(missing)
+
+
+def test_all_core_ops_are_covered() -> None:
+    covered = {op.name for op, _ in CASES}
+    expected = {op.name for op in OPS.values() if op.is_core and STRUCTURAL not in op.traits}
+    assert expected - covered <= {"complex", "real", "imag"}

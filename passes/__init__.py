@@ -1,6 +1,7 @@
 """Graph to graph: the rewrite engine, the passes, and the pipeline that orders them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from coilc.ir import Module
 
@@ -33,7 +34,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "fuse_groups": fuse_groups,
     "hoist_invariants": hoist_invariants,
     "lower_complex": lower_complex,
-    "pack_weights": lambda module: pack_weights(module, panel=32, claims={"packed_matmul"}),
+    "pack_weights": partial(pack_weights, panel=32, claims={"packed_matmul"}),
     "recognise_activations": recognise_activations,
     "recognise_attention": recognise_attention,
     "recognise_convolutions": recognise_convolutions,

@@ -18,6 +18,22 @@ from .rewrite import on, rewrite_module
 def fuse_groups(module: Module) -> Module:
     """Put every computation into a ``fused`` group that becomes one kernel.
 
+    Before::
+
+        v0: f32[B, 4] = matmul(x, w)
+        v1: f32[B, 4] = sigmoid(v0)
+
+    After::
+
+        def matmul_sigmoid_0(x0: f32[B, 4], x1: f32[4, 4]):
+            v0: f32[B, 4] = matmul(x0, x1)
+            v1: f32[B, 4] = sigmoid(v0)
+            return {"y0": v1}
+        v0: f32[B, 4] = fused(x, w, body=matmul_sigmoid_0)
+
+    Heavy nodes grow downstream while there is a single exit (``grow_regions``); what lies between them is computed where it
+    is read unless that repeats real work (``place_pointwise``); then bodies are built in canonical form (``build_bodies``).
+
     Needs: core ops and claimed composites. Guarantees: ``verify.scheduled``.
     """
     return constants_to_weights(module).map(lambda graph: Schedule(graph, group(graph)).build())

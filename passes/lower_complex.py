@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from coilc.ir import DTYPES, Array, DType, Graph, Module, Node, TensorType, Value, ops
+from coilc.ir import DTYPES, Array, DType, Graph, Module, Node, TensorType, UnsupportedError, Value, ops
 from coilc.ir.opdef import MOVEMENT
 
 from .rewrite import Rule, on, rewrite_graph, rewrite_module
@@ -33,10 +33,31 @@ def lower_complex(module: Module) -> Module:
 
     Needs: nothing. Guarantees: no complex type is left. Composites over complex operands are decomposed on the way.
     """
-    if not any(has_complex(node) for graph in module.entries.values() for node in graph.nodes):
+    if not any(map(has_complex, every_node(module.entries.values()))):
         return module
     split = rewrite_module(replace(module, weights=dict(map(_real_view, module.weights.items()))), *RULES)
-    return split.map(real_boundary)
+    return refuse_the_rest(split.map(real_boundary))
+
+
+def refuse_the_rest(module: Module) -> Module:
+    """The module, if nothing complex is left in it.
+
+    Raises:
+        UnsupportedError: listing every op that has no form over real numbers.
+    """
+    nodes = filter(has_complex, every_node(module.entries.values()))
+    places = [(f"{node.op.name} of complex numbers", node.location) for node in nodes]
+    if places:
+        raise UnsupportedError("these ops work on real numbers only:", places)
+    return module
+
+
+def every_node(graphs: Iterable[Graph]) -> Iterator[Node]:
+    """The nodes of graphs and of the bodies inside them."""
+    for graph in graphs:
+        for node in graph.nodes:
+            yield node
+            yield from every_node(a for a in node.attrs.values() if isinstance(a, Graph))
 
 
 def has_complex(node: Node) -> bool:
@@ -201,11 +222,6 @@ def _tanh(x: Pair) -> Pair:
     return ops.div(ops.mul(t, ops.add(1, s2)), below), ops.div(ops.mul(s, ops.sub(1, t2)), below)
 
 
-def _matmul(x: Pair, y: Pair) -> Pair:
-    (a, b), (c, d) = x, y
-    return ops.sub(ops.matmul(a, c), ops.matmul(b, d)), ops.add(ops.matmul(a, d), ops.matmul(b, c))
-
-
 ARITHMETIC: Mapping[str, Callable[..., Pair]] = {
     "neg": lambda x: (ops.neg(x[0]), ops.neg(x[1])),
     "conj": lambda x: (x[0], ops.neg(x[1])),
@@ -225,7 +241,6 @@ ARITHMETIC: Mapping[str, Callable[..., Pair]] = {
         ops.neg(ops.mul(ops.sin(x[0]), _sinh(x[1]))),
     ),
     "tanh": _tanh,
-    "matmul": _matmul,
 }
 
 
@@ -245,7 +260,22 @@ def arithmetic_on_parts(node: Node) -> Value | None:
     return ops.complex(*ARITHMETIC[node.op.name](*map(parts, node.inputs)))
 
 
-LINEAR = ("sum", "cumsum", "where", "pack_panels")
+@on("matmul", "conv")
+def bilinear_on_parts(node: Node) -> Value | None:
+    """(a + ib)(c + id) as four real products"""
+    if not node.types[0].dtype.is_complex:
+        return None
+    (a, b), (c, d) = map(parts, node.inputs)
+    ac, bd, ad, bc = (node.op(x, y, **node.attrs) for x, y in ((a, c), (b, d), (a, d), (b, c)))
+    return ops.complex(ops.sub(ac, bd), ops.add(ad, bc))
+
+
+LINEAR = ("sum", "cumsum", "where", "pack_panels", "scatter", "index_put")
+
+
+def is_linear(node: Node) -> bool:
+    """Whether the op treats real and imaginary parts alike and apart."""
+    return (MOVEMENT in node.op.traits or node.op.name in LINEAR) and node.attrs.get("reduce", "set") in ("set", "add")
 
 
 def linear_on_parts(node: Node) -> Value | None:
@@ -312,6 +342,6 @@ def composite_of_complex(node: Node) -> Value | tuple[Value, ...] | None:
 
 
 RULES: tuple[Rule, ...] = (
-    weight_parts, constant_parts, part_of_complex, abs_of_complex, compare_parts, cast_parts, arithmetic_on_parts,
+    weight_parts, constant_parts, part_of_complex, abs_of_complex, compare_parts, cast_parts, arithmetic_on_parts, bilinear_on_parts,
     scan_of_parts, linear_on_parts, composite_of_complex,
 )  # fmt: skip

@@ -151,6 +151,14 @@ def test_why_not_fused(reason: str) -> None:
     assert reason in found
 
 
+def test_kernels_have_a_longest_length() -> None:
+    x = value = ops.input_(name="x", type=TensorType(DTYPES["f32"], (8,)))
+    for number in range(600):
+        value = ops.sin(ops.add(value, float(number)))
+    module = fuse_groups(Module({"main": Graph("main", (x,), (("y", value),))}))
+    assert 4 <= len(kernels(module)) <= 16
+
+
 def test_groups_that_wait_for_one_another_are_refused() -> None:
     graph = parse_graph("""
 def main(x: f32[2]):

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from coilc.ir import Module, parse_graph
+from coilc.ir import Module, UnsupportedError, parse_graph, print_module
 from coilc.passes import (
     canonicalise_reductions,
     decompose,
@@ -218,6 +218,8 @@ COMPLEX = {
     "movement": "v0: c64[3, B] = transpose(x, perm=(1, 0))\n    r: c64[5, B] = pad(v0, low=(1, 0), high=(1, 0), value=2.0)",
     "product": "v0: c64[3, B] = transpose(y, perm=(1, 0))\n    r: c64[B, B] = matmul(x, v0)",
     "composite": "v0: c64[B, 3] = conj(x)\n    r: c64[B] = mean(v0, axes=(1,))",
+    "scatter": "i: i64[B, 3] = iota(dims=(B, 3), axis=0, dtype=i64)\n"
+    '    r: c64[B, 3] = scatter(x, i, y, axis=0, reduce="add")',
     "sum": "r: c64[B] = sum(x, axes=(1,))",
     "comparison": "r: bool[B, 3] = eq(x, y)",
     "constant": "v0: c64[3] = constant(value=array(c64, [1.0, 2.0, 3.0]))\n    v1: c64[B, 3] = broadcast(v0, dims=(B, 3))\n"
@@ -242,3 +244,30 @@ def test_complex_scans_carry_pairs(preserves: Check) -> None:
         """,
     )
     assert not any(t.dtype.is_complex for node in found.entries["main"].nodes for t in node.types)
+
+
+def test_complex_numbers_inside_a_body_alone_are_lowered(preserves: Check) -> None:
+    found = preserves(
+        lower_complex,
+        """
+        def main(h: f32[3], xs: f32[L, 3], *, L: dim[1:]):
+            def step_0(h: f32[3], x: f32[3]):
+                v0: c64[3] = complex(h, x)
+                v1: c64[3] = mul(v0, v0)
+                v2: f32[3] = imag(v1)
+                return {"h": v2}
+            v0: f32[3] = scan(h, xs, body=step_0, carries=1, sequences=1, axis=0, reverse=False)
+            return {"h": v0}
+        """,
+    )
+    assert "c64" not in print_module(found)
+
+
+def test_what_has_no_real_form_is_refused_with_its_place() -> None:
+    graph = parse_graph("""
+def main(x: c64[3]):
+    v0: c64[()] = prod(x, axes=(0,), keepdims=False)  # model.py:12 in layer
+    return {"y": v0}
+""")
+    with pytest.raises(UnsupportedError, match=r"(?s)real numbers only:.*prod of complex numbers  --> model.py:12"):
+        lower_complex(Module({"main": graph}))

@@ -43,6 +43,7 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
                 recognise_convolutions,
                 sink_transposes,
                 recognise_convolutions,
+                fold_constants,
             ),
         ),
         # 3. What the target wants. Out: real numbers only, weights in the layout of the kernels.

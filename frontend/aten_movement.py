@@ -101,7 +101,8 @@ def _select(call: Call, x: Value, dim: int, index: Dim) -> Value:
 @aten("split.Tensor", "split_with_sizes", "chunk", "tensor_split.sections", "split_copy.Tensor",
       "split_with_sizes_copy", "unsafe_split.Tensor", "unsafe_chunk", "split.sizes")  # fmt: skip
 def _split(call: Call, x: Value, _: object, dim: int = 0) -> list[Value]:
-    axis, start = axis_of(x, dim), 0
+    axis = axis_of(x, dim)
+    start: Dim = 0
     parts = []
     for piece in call.types:
         parts.append(slice_axis(x, axis, start, start + piece.dims[axis]))
@@ -318,7 +319,7 @@ def _arange(call: Call, start: Scalar, end: Scalar | None = None, step: Scalar =
 
 
 @aten("linspace")
-def _linspace(call: Call, start: Scalar, end: Scalar, steps: Dim, **_: object) -> Value:
+def _linspace(call: Call, start: float, end: float, steps: Dim, **_: object) -> Value:
     """From both ends to the middle, as torch does, so that the last element is ``end`` exactly."""
     f64 = DTYPES["f64"]
     if steps == 1:
@@ -330,10 +331,19 @@ def _linspace(call: Call, start: Scalar, end: Scalar, steps: Dim, **_: object) -
     return cast(ops.where(ops.lt(ops.mul(i, 2.0), tensor(steps, f64)), rising, falling), call.dtype)
 
 
-@aten("full", "full_like", "scalar_tensor", "fill.Scalar", "fill.Tensor")
-def _full(call: Call, like: object, fill: Operand | None = None, *_: object, **named: Any) -> Value:
-    fill = named.get("fill_value", fill)
-    return full(call, like if fill is None else fill)
+@aten("full", "full_like")
+def _full(call: Call, like: object, fill_value: Operand, **_: object) -> Value:
+    return full(call, fill_value)
+
+
+@aten("fill.Scalar", "fill.Tensor")
+def _fill(call: Call, like: Value, value: Operand) -> Value:
+    return full(call, value)
+
+
+@aten("scalar_tensor")
+def _scalar_tensor(call: Call, value: Scalar, **_: object) -> Value:
+    return full(call, value)
 
 
 @aten("new_full")

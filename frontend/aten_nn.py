@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -203,15 +204,15 @@ def _pooled(x: Value, kind: str, window: Extents, stride: Extents | None, paddin
             spatial: int, ceil_mode: bool, call: Call) -> Value:  # fmt: skip
     sizes = _spread(window, spatial)
     steps = _spread(stride, spatial) if stride else sizes
-    steps = steps or sizes
     gaps, pads = _spread(dilation, spatial), _spread(padding, spatial)
-    beyond = [0] * spatial
-    if ceil_mode:
-        for i in range(spatial):
-            extent, wanted = x.dims[x.type.rank - spatial + i], call.dims[len(call.dims) - spatial + i]
+    around = [(pad, pad) for pad in pads]
+    if ceil_mode:  # as much more padding at the end as the last window needs
+        for i, (extent, wanted) in enumerate(zip(x.dims[-spatial:], call.dims[-spatial:], strict=True)):
             needed = (wanted - 1) * steps[i] + gaps[i] * (sizes[i] - 1) + 1 - extent - pads[i]
-            beyond[i] = max(needed - pads[i], 0) if isinstance(needed, int) else 0
-    return ops.pool(x, kind=kind, window=sizes, strides=steps, padding=tuple((p, p + b) for p, b in zip(pads, beyond, strict=True)), dilation=gaps)
+            if not isinstance(needed, int):
+                raise call.unsupported("pooling with ceil_mode needs known extents")
+            around[i] = (pads[i], max(needed, pads[i]))
+    return ops.pool(x, kind=kind, window=sizes, strides=steps, padding=tuple(around), dilation=gaps)
 
 
 @aten("max_pool1d", "max_pool2d", "max_pool3d")
@@ -284,20 +285,23 @@ def _adaptive_axis(call: Call, x: Value, axis: int, size: int, kind: str) -> Val
 
 @aten("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_nearest1d.vec", "upsample_nearest2d.vec",
       "upsample_nearest3d.vec")  # fmt: skip
-def _upsample_nearest(call: Call, x: Value, output_size: object, *factors: object, **named: object) -> Value:
-    given = named.get("scale_factors") or (factors[0] if factors and isinstance(factors[0], list | tuple) else factors)
-    scales = [s for s in given if s] if isinstance(given, list | tuple) else []  # type: ignore[union-attr]
+def _upsample_nearest(call: Call, x: Value, output_size: object, *factors: Any, **named: Any) -> Value:
+    """Scales come as one list (``vec``) or one argument per axis, or not at all when the size was asked for."""
+    given = named.get("scale_factors") or (factors[0] if factors and isinstance(factors[0], list) else factors)
+    scales = [scale for scale in given or () if scale]
     for axis in range(2, x.type.rank):
-        extent, wanted = x.dims[axis], call.dims[axis]
-        if extent == wanted:
-            continue
-        if dims.divide_exactly(wanted, extent) is not None:
-            times = dims.divide_exactly(wanted, extent)
-            apart = reshape(x, (*x.dims[: axis + 1], 1, *x.dims[axis + 1 :]))
-            x = reshape(broadcast(apart, (*x.dims[: axis + 1], times, *x.dims[axis + 1 :])), (*x.dims[:axis], wanted, *x.dims[axis + 1 :]))  # type: ignore[arg-type]
-            continue
-        f32 = DTYPES["f32"]
-        ratio = tensor(1.0 / float(scales[axis - 2]), f32) if scales else ops.div(tensor(extent, f32), tensor(wanted, f32))  # type: ignore[arg-type]
-        place = cast(ops.floor(ops.mul(ops.iota(dims=(wanted,), axis=0, dtype=f32), ratio)), _I64)
-        x = ops.take(x, ops.minimum(place, tensor(extent - 1, _I64)), axis=axis)
+        x = _nearest_along(x, axis, call.dims[axis], scales[axis - 2] if scales else None)
     return x
+
+
+def _nearest_along(x: Value, axis: int, wanted: Dim, scale: float | None) -> Value:
+    extent = x.dims[axis]
+    times = dims.divide_exactly(wanted, extent)
+    if times is not None:
+        before, after = x.dims[: axis + 1], x.dims[axis + 1 :]
+        apart = broadcast(reshape(x, (*before, 1, *after)), (*before, times, *after))
+        return reshape(apart, (*x.dims[:axis], wanted, *after))
+    f32 = DTYPES["f32"]
+    ratio = tensor(1.0 / scale, f32) if scale else ops.div(tensor(extent, f32), tensor(wanted, f32))
+    place = cast(ops.floor(ops.mul(ops.iota(dims=(wanted,), axis=0, dtype=f32), ratio)), _I64)
+    return ops.take(x, ops.minimum(place, tensor(extent - 1, _I64)), axis=axis)

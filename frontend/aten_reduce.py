@@ -98,21 +98,21 @@ def _logsumexp(call: Call, x: Value, dim: Axes, keepdim: bool = False) -> Value:
 
 @aten("var", "var.dim", "var.correction")
 def _var(call: Call, x: Value, dim: Axes = None, unbiased: bool = True, keepdim: bool = False,
-         correction: Scalar | None = None) -> Value:  # fmt: skip
-    if isinstance(dim, bool):
-        dim, unbiased = None, dim
+         correction: float | None = None) -> Value:  # fmt: skip
+    if isinstance(dim, bool):  # the overload without axes
+        return _var(call, x, None, dim, keepdim, correction)
     return _reduce(ops.var, x, dim, keepdim, correction=int(unbiased) if correction is None else int(correction))
 
 
 @aten("std", "std.dim", "std.correction")
 def _std(call: Call, x: Value, dim: Axes = None, unbiased: bool = True, keepdim: bool = False,
-         correction: Scalar | None = None) -> Value:  # fmt: skip
+         correction: float | None = None) -> Value:  # fmt: skip
     return ops.sqrt(_var(call, x, dim, unbiased, keepdim, correction))
 
 
 @aten("var_mean", "var_mean.dim", "var_mean.correction")
 def _var_mean(call: Call, x: Value, dim: Axes = None, unbiased: bool = True, keepdim: bool = False,
-              correction: Scalar | None = None) -> tuple[Value, Value]:  # fmt: skip
+              correction: float | None = None) -> tuple[Value, Value]:  # fmt: skip
     mean = _reduce(ops.mean, x, None if isinstance(dim, bool) else dim, keepdim)
     return _var(call, x, dim, unbiased, keepdim, correction), mean
 

@@ -131,7 +131,7 @@ def mamba_inner_fn(
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
     from transformers.activations import ACT2FN
 
-    return ACT2FN[name]  # type: ignore[no-any-return]
+    return ACT2FN[name]
 
 
 # Name of the global in the model's file -> its replacement.

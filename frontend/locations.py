@@ -48,11 +48,11 @@ def _scope(node: torch.fx.Node) -> str:
 def whole_stacks() -> Iterator[None]:
     """While tracing, keep every frame of the model: torch itself keeps only functions called ``forward``."""
     original = TracerBase._filter_traceback_frames
-    TracerBase._filter_traceback_frames = _frames_of_model  # type: ignore[method-assign]
+    TracerBase._filter_traceback_frames = _frames_of_model
     try:
         yield
     finally:
-        TracerBase._filter_traceback_frames = original  # type: ignore[method-assign]
+        TracerBase._filter_traceback_frames = original
 
 
 def _frames_of_model(_: TracerBase, stack: StackSummary) -> StackSummary:

@@ -76,6 +76,20 @@ def test_composites_arrive_whole(name: str, expected: dict[str, int]) -> None:
     assert {op: ops.count(op) for op in expected} == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.HYBRIDS)
+def test_hooks_reach_hybrid_models(name: str) -> None:
+    case = zoo.HYBRIDS[name]()
+    module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    ops = {node.op.name for node in module.entries["main"].nodes}
+    assert {"causal_conv1d", "attention"} <= ops
+    assert name == "lfm2" or ops & {"selective_scan", "gated_linear_attention"}
+    for size in case.sizes:
+        inputs = case.make_inputs(**size)
+        found = interpret(module, {key: tensor.numpy() for key, tensor in inputs.items()})[case.output]
+        assert relative_error(found, case.eager(inputs)[case.output].numpy()) <= TOLERANCE
+
+
 def test_causal_models_need_no_mask() -> None:
     """transformers builds a mask tensor while exporting; the hook leaves the causal flag."""
     case = zoo.MODELS["llama"]()

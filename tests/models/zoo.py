@@ -182,3 +182,44 @@ MODELS: Mapping[str, Callable[[], Case]] = {
     "vit": vit,
     "convnext": convnext,
 }
+
+
+def _hybrid(config: str, model: str, **sizes: Any) -> Callable[[], Case]:
+    def build() -> Case:
+        import transformers
+
+        torch.manual_seed(0)
+        common = {
+            "vocab_size": _TOKENS, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+            "num_key_value_heads": 2, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
+        }  # fmt: skip
+        return _sequence_model(getattr(transformers, model)(getattr(transformers, config)(**{**common, **sizes})), "logits")
+
+    return build
+
+
+_SSD = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 2}
+
+# Models that mix scans and attention; the capture hooks must reach every one of them.
+HYBRIDS: Mapping[str, Callable[[], Case]] = {
+    "jamba": _hybrid(
+        "JambaConfig", "JambaForCausalLM", attn_layer_period=2, attn_layer_offset=1, expert_layer_period=100,
+        expert_layer_offset=99, mamba_d_state=4, num_experts=1,
+    ),
+    "bamba": _hybrid("BambaConfig", "BambaForCausalLM", attn_layer_indices=[1], **_SSD),
+    "falcon_h1": _hybrid("FalconH1Config", "FalconH1ForCausalLM", mamba_d_ssm=64, **_SSD),
+    "granite": _hybrid(
+        "GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM", layer_types=["mamba", "attention"], num_local_experts=0,
+        num_experts_per_tok=0, shared_intermediate_size=48, **_SSD,
+    ),
+    "nemotron_h": _hybrid(
+        "NemotronHConfig", "NemotronHForCausalLM", num_hidden_layers=3, hybrid_override_pattern="M*-", mamba_num_heads=4,
+        mamba_head_dim=16, ssm_state_size=8, n_groups=2,
+    ),
+    "zamba2": _hybrid(
+        "Zamba2Config", "Zamba2ForCausalLM", num_key_value_heads=4, num_hidden_layers=4,
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"], mamba_d_state=8, n_mamba_heads=4, mamba_ngroups=1,
+        mamba_headdim=16, num_mem_blocks=1, use_shared_attention_adapter=False,
+    ),
+    "lfm2": _hybrid("Lfm2Config", "Lfm2ForCausalLM", layer_types=["conv", "full_attention"]),
+}  # fmt: skip

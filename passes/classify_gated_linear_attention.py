@@ -61,6 +61,8 @@ def _roles(parts: Contraction) -> _Roles:
     values = tuple(f for f in parts.update if not f.support & parts.contracted)
     shared = support((*keys, *parts.query, *parts.decay))
     value_axes = tuple(axis for axis in parts.rest if axis not in shared and axis in support(values))
+    if TIME not in support((*keys, *parts.query)):
+        raise NotAffine(parts.loop.node, "keys and queries are constant in time: a convolution, not attention")
     own = {axis for axis in parts.rest if parts.extent[axis] == 1} | support(keys)
     batch = tuple(axis for axis in parts.rest[:1] if axis in own and axis not in value_axes)
     heads = tuple(axis for axis in parts.rest if axis not in (*batch, *value_axes))

@@ -67,10 +67,18 @@ def _states(loop: Loop, time: Parallel, step: Affine, init: Value) -> tuple[Valu
     """All states with time first, and the last one."""
     shift = time.full(step.shift or filled(0, init))
     if step.view is None:
-        end = 0 if loop.reverse else loop.length - 1
-        return shift, ops.reshape(ops.slice_axis(shift, 0, end, end + 1), dims=init.dims)
-    states, last = ops.linear_scan(time.full(step.scale or filled(1, init)), shift, init, axis=0, reverse=loop.reverse)
+        return shift, _end(loop, shift)
+    if step.scale is None:
+        states = ops.add(ops.cumsum(shift, axis=0, reverse=loop.reverse), init)
+        return states, _end(loop, states)
+    states, last = ops.linear_scan(time.full(step.scale), shift, init, axis=0, reverse=loop.reverse)
     return states, last
+
+
+def _end(loop: Loop, states: Value) -> Value:
+    """The state after the last step."""
+    last = 0 if loop.reverse else loop.length - 1
+    return ops.reshape(ops.slice_axis(states, 0, last, last + 1), dims=states.dims[1:])
 
 
 def _before(loop: Loop, states: Value, init: Value) -> Value:

@@ -185,10 +185,10 @@ def _with_sums(scan: Node) -> Node:
     def product_with_state(node: Node) -> Value | None:
         if not carried.reach(node):
             return None
-        if node.op.decompose is not None:
+        if node.op is ops.linear:
             result: Value = node.op.decompose(*node.inputs, **node.attrs)
             return result
-        return vector_product(node)
+        return vector_product(node) if node.op is ops.matmul else einsum_as_sum(node)
 
     return scan.op.node(*scan.inputs, **{**scan.attrs, "body": rewrite_graph(body, product_with_state)})
 
@@ -209,6 +209,20 @@ def vector_product(node: Node) -> Value | None:
 def reaches(root: Node, value: Value) -> bool:
     """Whether ``value`` depends on ``root``."""
     return _Reach([root]).reach(value.node)
+
+
+def einsum_as_sum(node: Node) -> Value:
+    """An einsum as the sum of a product in which every letter has an axis, so that no axes are merged."""
+    given, result = node.attrs["equation"].split("->")
+    terms = given.split(",")
+    letters = result + "".join(sorted(set(given) - set(result) - {","}))
+    extent = {c: n for term, x in zip(terms, node.inputs, strict=True) for c, n in zip(term, x.dims, strict=True)}
+    axes = {c: i for i, c in enumerate(letters)}
+    factors = [Factor(x, tuple(axes[c] for c in term)) for term, x in zip(terms, node.inputs, strict=True)]
+    groups = [(axis,) for axis in axes.values()]
+    total = product(factors, groups, {axes[c]: n for c, n in extent.items()}, like=node.inputs[0])
+    summed = tuple(range(len(result), len(letters)))
+    return ops.sum(total, axes=summed, keepdims=False) if summed else total
 
 
 class _Reach:

@@ -29,7 +29,7 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns."""
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
-        Stage("clean", promises.any_graph, (fold_constants, simplify)),
+        Stage("clean", promises.any_graph, (on_every_graph(reroll_scans), fold_constants, simplify)),
         # 2. Structure. Out: loops are scans, written-out layers are one op each, layouts meet without transposes.
         Stage(
             "recognise",

@@ -295,6 +295,16 @@ def _hardtanh(call: Call, x: Value, min_val: Scalar = -1, max_val: Scalar = 1) -
     return _clamp(call, x, min_val, max_val)
 
 
+@aten("max.other")
+def _max_other(call: Call, x: Value, y: Value) -> Value:
+    return ops.maximum(cast(x, call.dtype), cast(y, call.dtype))
+
+
+@aten("min.other")
+def _min_other(call: Call, x: Value, y: Value) -> Value:
+    return ops.minimum(cast(x, call.dtype), cast(y, call.dtype))
+
+
 @aten("fmin")
 def _fmin(call: Call, x: Value, y: Value) -> Value:
     a, b = cast(x, call.dtype), cast(y, call.dtype)
@@ -414,12 +424,12 @@ def _real(call: Call, x: Value) -> Value:
 # --- conversions and copies -------------------------------------------------------------------------------------------
 
 
-@aten("_to_copy", "to.dtype", "to.dtype_layout", "to.device", "to.other")
+@aten("_to_copy", "to.dtype", "to.dtype_layout", "to.device", "to.other", "type_as")
 def _to(call: Call, x: Value, *_: object, **__: object) -> Value:
     return cast(x, call.dtype)
 
 
-@aten("clone", "detach", "detach_copy", "alias", "alias_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "lift",
+@aten("clone", "detach", "detach_", "detach_copy", "alias", "alias_copy", "contiguous", "lift_fresh", "lift_fresh_copy", "lift",
       "resolve_conj", "resolve_neg", "view_as")  # fmt: skip
 def _same(call: Call, x: Value, *_: object, **__: object) -> Value:
     return x

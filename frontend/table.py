@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -32,6 +33,26 @@ IGNORED = frozenset({
 def row_of(name: str) -> Row | None:
     """The row of an op by its overload name, ``aten.add.Tensor``."""
     return TABLE.get(name)
+
+
+def is_convertible(program: torch.export.ExportedProgram) -> bool:
+    """Whether every op has a row and none works in place, so that the program needs no decomposition.
+
+    Decomposing traces the program twice more, which takes longer than exporting it.
+    """
+    return all(_is_convertible(node) for node in program.graph.nodes if node.op == "call_function")
+
+
+def _is_convertible(node: torch.fx.Node) -> bool:
+    if node.target is operator.getitem or isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat):
+        return True
+    name = str(node.target)
+    if name in TABLE and isinstance(node.target, torch._ops.OpOverload):
+        return not node.target._schema.is_mutable or name in _HARMLESS
+    return name in IGNORED
+
+
+_HARMLESS = frozenset({"aten.detach_.default"})  # in place by name, but no element changes
 
 
 @cache

@@ -19,7 +19,7 @@ from .capture import capture
 from .convert import convert
 from .dynamic_shapes import Arguments, Dynamic, broken_assumption, leaves, narrowed, parse_dynamic, refusal
 from .locations import location_of_error, whole_stacks
-from .table import decompositions
+from .table import decompositions, is_convertible
 
 _SYMBOLS = "coilc.symbols"  # in a program's metadata: torch's symbol names to the user's
 _ATTEMPTS = 4
@@ -54,7 +54,7 @@ def trace(
     arguments = Arguments(module, args, kwargs)
     dynamic = parse_dynamic(arguments, dynamic_shapes)
     with evaluating(module, kwargs), capture(module, arguments.values), torch.no_grad(), whole_stacks(), _plain_errors(module):
-        program = _export(module, arguments, dynamic).run_decompositions(decompositions())
+        program = _in_known_ops(_export(module, arguments, dynamic))
     program.graph_module.meta[_SYMBOLS] = _symbol_names(program, dynamic, arguments)
     return program
 
@@ -79,9 +79,13 @@ def lower(program: ExportedProgram) -> ExportedProgram:
     if _SYMBOLS in program.graph_module.meta:
         return program
     with torch.no_grad():
-        lowered = program.run_decompositions(decompositions())
+        lowered = _in_known_ops(program)
     lowered.graph_module.meta[_SYMBOLS] = {}
     return lowered
+
+
+def _in_known_ops(program: ExportedProgram) -> ExportedProgram:
+    return program if is_convertible(program) else program.run_decompositions(decompositions())
 
 
 def _load(path: Path) -> ExportedProgram:

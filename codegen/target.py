@@ -1,10 +1,14 @@
-"""The machines that code is generated for."""
+"""The machines that code is generated for.
+
+A target is a level (``x86-64-v3``), a level with extensions (``aarch64+dotprod+fp16``) or a preset, which is a board's
+processor by name (``rpi5``).
+"""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ class Target:
         registers: how many such vectors there are.
         features: what /proc/cpuinfo must list for the code to run.
         claims: names of composite ops that this target has a kernel for.
+        attributes: LLVM's names of extensions beyond ``cpu``.
     """
 
     name: str
@@ -40,14 +45,18 @@ class Target:
     registers: int
     features: frozenset[str]
     claims: frozenset[str] = _CPU_CLAIMS
+    attributes: tuple[str, ...] = ()
 
     @property
     def tvm(self) -> Mapping[str, Any]:
         """The compiler's description of the target."""
-        attributes = [] if self.triple.startswith("x86_64") else ["+neon"]
-        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu} | (
-            {"mattr": attributes} if attributes else {}
-        )
+        attributes = {"mattr": list(self.attributes)} if self.attributes else {}
+        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu} | attributes
+
+    @property
+    def memory_operands(self) -> bool:
+        """Whether arithmetic takes an operand from memory; elsewhere constants and loads occupy registers."""
+        return self.triple.startswith("x86_64")
 
     def lanes(self, bits: int) -> int:
         """How many elements of this width one vector holds."""
@@ -55,12 +64,39 @@ class Target:
 
 
 _X86, _ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
+_NEON = Target("aarch64", _ARM, "generic", 128, 32, frozenset({"asimd"}), attributes=("+neon",))
 TARGETS: Mapping[str, Target] = {
     target.name: target
     for target in (
         Target("x86-64-v3", _X86, "x86-64-v3", 256, 16, frozenset(_X86_V3)),
         Target("x86-64-v4", _X86, "x86-64-v4", 512, 32, frozenset(_X86_V4)),
-        Target("aarch64", _ARM, "generic", 128, 32, frozenset({"asimd"})),
+        _NEON,
+    )
+}
+
+# What may follow aarch64: LLVM's name of the extension, and the kernel's names of what a CPU must have for it.
+EXTENSIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "dotprod": ("+dotprod", ("asimddp",)),
+    "fp16": ("+fullfp16", ("fphp", "asimdhp")),
+    "i8mm": ("+i8mm", ("i8mm",)),
+    "bf16": ("+bf16", ("bf16",)),
+}
+
+
+def _preset(name: str, cpu: str, *features: str) -> Target:
+    """A known processor, whose LLVM name implies its extensions; ``features`` are those that its code may use."""
+    return replace(_NEON, name=name, cpu=cpu, features=_NEON.features.union(features))
+
+
+_V8_2 = ("asimddp", "asimdhp", "asimdrdm", "fphp")
+PRESETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        _preset("rpi4", "cortex-a72"),
+        _preset("rpi5", "cortex-a76", *_V8_2),
+        _preset("jetson-orin", "cortex-a78ae", *_V8_2),
+        _preset("graviton", "neoverse-n1", *_V8_2),  # Graviton 2, and so every later one
+        _preset("apple-m", "apple-m1", *_V8_2, "asimdfhm", "fcma", "sha3"),  # Linux, such as in a container on a Mac
     )
 }
 
@@ -69,13 +105,31 @@ def parse_target(name: str) -> Target:
     """The target called ``name``; ``native`` is the best one that this machine can run.
 
     Raises:
-        CoilError: there is no such target, or this machine is none of them.
+        CoilError: there is no such target or extension, or this machine is none of them.
     """
     if name == "native":
         return _native()
-    if name not in TARGETS:
-        raise InputError(f"there is no target '{name}'; known targets: native, {', '.join(TARGETS)}")
-    return TARGETS[name]
+    known = {**TARGETS, **PRESETS}
+    if name in known:
+        return known[name]
+    level, *extensions = name.split("+")
+    if level != _NEON.name or not extensions:
+        raise InputError(f"there is no target '{name}'; known targets: native, {', '.join(known)}")
+    unknown = [extension for extension in extensions if extension not in EXTENSIONS]
+    if unknown:
+        raise InputError(f"target '{name}': {level} has no extension '{unknown[0]}'; it has {', '.join(EXTENSIONS)}")
+    return _extended(frozenset(extensions))
+
+
+def _extended(extensions: frozenset[str]) -> Target:
+    """The level ``aarch64`` with extensions; its name lists them in the order of the table."""
+    chosen = [name for name in EXTENSIONS if name in extensions]
+    return replace(
+        _NEON,
+        name="+".join((_NEON.name, *chosen)),
+        features=_NEON.features.union(*(EXTENSIONS[name][1] for name in chosen)),
+        attributes=(*_NEON.attributes, *(EXTENSIONS[name][0] for name in chosen)),
+    )
 
 
 def _native() -> Target:
@@ -84,6 +138,8 @@ def _native() -> Target:
     fitting = [t for t in TARGETS.values() if t.triple.startswith(machine) and t.features <= present]
     if not fitting:
         raise CoilError(f"no target fits this {machine} machine; name one of {', '.join(TARGETS)}")
+    if fitting[-1] is _NEON:
+        return _extended(frozenset(name for name, (_, needed) in EXTENSIONS.items() if present.issuperset(needed)))
     return fitting[-1]
 
 

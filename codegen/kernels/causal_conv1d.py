@@ -20,6 +20,7 @@ from .loops import Blocks, Expr, ceildiv, i64, lanes, local, parallel, serial, u
 X, W = range(2)
 TIME_BLOCK = 64
 VECTORS_PER_BLOCK = 4  # with the usual four taps, weights and bias stay in registers
+VECTORS_WITHOUT_MEMORY_OPERANDS = 2  # where the constants of silu take registers too
 UNROLLED_TAPS = 8
 
 
@@ -27,7 +28,8 @@ def emit_causal_conv1d(k: Anchor) -> None:
     """Write the body of the kernel: y[B, L, D] and, if used, the next state[B, K-1, D]."""
     batch, length, channels = k.dims(X)
     before = k.fixed(k.dims(W)[0]) - 1  # how many steps of input a step looks back
-    blocks = Blocks(channels, VECTORS_PER_BLOCK * k.target.lanes(32))
+    vectors = VECTORS_PER_BLOCK if k.target.memory_operands else VECTORS_WITHOUT_MEMORY_OPERANDS
+    blocks = Blocks(channels, vectors * k.target.lanes(32))
     extents = [k.extent(batch), ceildiv(k.extent(length), TIME_BLOCK), i64(blocks.count(k.extent(channels)))]
     work = d.size((batch, length, channels, 2 * before + 2))
     with parallel(extents[0] * extents[1] * extents[2], work) as task:

@@ -21,6 +21,7 @@ from .loops import Blocks, lanes, local, parallel, product, serial, unravel
 
 X, DT, A, B, C = range(5)
 VECTORS_PER_BLOCK = 4  # dt, dt*x and y of a block then take 12 registers, which leaves room for the exponential
+VECTORS_WITHOUT_MEMORY_OPERANDS = 2  # where the exponential's ten constants take registers too
 
 
 def emit_selective_scan(k: Anchor) -> None:
@@ -31,7 +32,8 @@ def emit_selective_scan(k: Anchor) -> None:
     if not isinstance(states, int) or per_group is None:
         where = [(str(k.operands[B].type), k.node.location)]
         raise UnsupportedError("selective_scan needs a fixed state size and fixed channels per group:", where)
-    blocks = Blocks(per_group, VECTORS_PER_BLOCK * k.target.lanes(32))
+    vectors = VECTORS_PER_BLOCK if k.target.memory_operands else VECTORS_WITHOUT_MEMORY_OPERANDS
+    blocks = Blocks(per_group, vectors * k.target.lanes(32))
     extents = [k.extent(batch), k.extent(groups), blocks.count(k.extent(per_group))]
     with parallel(product(extents), d.size((batch, length, channels, 16 * states))) as task:
         b, g, block = unravel(task, extents)

@@ -103,10 +103,10 @@ def show_card(card: dict[str, Any]) -> None:
 
 def all_targets() -> list[Any]:
     """The known targets, the native one first."""
-    from coilc.codegen.target import TARGETS, parse_target
+    from coilc.codegen.target import PRESETS, TARGETS, parse_target
 
     native = parse_target("native")
-    return [native, *(target for target in TARGETS.values() if target.name != native.name)]
+    return [native, *(target for target in (*TARGETS.values(), *PRESETS.values()) if target.name != native.name)]
 
 
 def targets_command(json: Json = False) -> None:

@@ -134,12 +134,16 @@ class Graph:
 
     ``inputs`` are results of ``input`` nodes; ``symbols`` gives the inclusive range of every named dimension.
     A graph is also the body of a ``scan`` or of a fused group; there, symbols belong to the enclosing graph.
+
+    ``states`` pairs an input with the output that takes its place in the next call; the output's name is the state's.
+    Every state is zero at the start of a sequence.
     """
 
     name: str
     inputs: tuple[Value, ...]
     outputs: tuple[tuple[str, Value], ...]
     symbols: tuple[tuple[str, Range], ...] = ()
+    states: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -165,7 +169,7 @@ class Graph:
 
     @cached_property
     def _hash(self) -> int:
-        return hash((self.name, self.inputs, self.outputs, self.symbols))
+        return hash((self.name, self.inputs, self.outputs, self.symbols, self.states))
 
     def __hash__(self) -> int:
         return self._hash
@@ -184,7 +188,7 @@ class Graph:
             mapping.update(zip(node.results, rebuilt.results, strict=True))
         kept = tuple((name, limits) for name, limits in self.symbols if name not in bindings)
         outputs = tuple((name, mapping[v]) for name, v in self.outputs)
-        return Graph(self.name, tuple(mapping[v] for v in self.inputs), outputs, kept)
+        return Graph(self.name, tuple(mapping[v] for v in self.inputs), outputs, kept, self.states)
 
 
 def substitute_attr(value: Any, bindings: Mapping[str, d.Dim]) -> Any:

@@ -31,6 +31,15 @@ def print_module(module: Module, *, locations: bool = True) -> str:
     return "\n".join(print_graph(graph, locations=locations) for graph in module.entries.values())
 
 
+def _named_types(graph: Graph) -> list[tuple[str, TensorType]]:
+    """Name and type of every input."""
+    return [(v.node.attrs["name"], v.type) for v in graph.inputs]
+
+
+def _quoted(name: str) -> str:
+    return repr(name).replace("'", '"')
+
+
 class _Printer:
     def __init__(self, graph: Graph, locations: bool, indent: str) -> None:
         self.locations, self.indent = locations, indent + "    "
@@ -42,11 +51,12 @@ class _Printer:
         for node in graph.nodes:
             if node.results[0] not in self.names:
                 self.statement(node)
-        outputs = ", ".join(f"{name!r}: {self.names[v]}" for name, v in graph.outputs).replace("'", '"')
+        outputs = ", ".join(f"{_quoted(name)}: {self.names[v]}" for name, v in graph.outputs)
         self.lines.append(f"{self.indent}return {{{outputs}}}")
 
     def header(self, graph: Graph) -> str:
-        parameters = [f"{self.names[v]}: {v.type}" for v in graph.inputs]
+        states = dict(graph.states)
+        parameters = [f"{n}: {t}" + (f" = {_quoted(states[n])}" if n in states else "") for n, t in _named_types(graph)]
         if graph.symbols:
             parameters += ["*", *(f"{name}: dim[{lo}:{'' if hi is None else hi}]" for name, (lo, hi) in graph.symbols)]
         return f"def {graph.name}({', '.join(parameters)}):"
@@ -158,7 +168,9 @@ class _Parser:
         outputs = tuple(
             (self.text(k or mapping), self.value(v)) for k, v in zip(mapping.keys, mapping.values, strict=True)
         )
-        return Graph(tree.name, inputs, outputs, symbols)
+        defaults = tree.args.defaults
+        states = zip(tree.args.args[len(inputs) - len(defaults) :], map(self.text, defaults), strict=True)
+        return Graph(tree.name, inputs, outputs, symbols, tuple((p.arg, output) for p, output in states))
 
     def define(self, tree: ast.AST, name: str, value: Value) -> None:
         if name in self.values:

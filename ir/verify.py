@@ -49,6 +49,7 @@ def scheduled(module: Module) -> None:
 
 def _structure(graph: Graph, symbols: set[str], *, body: bool = False) -> None:
     _names(graph)
+    _states(graph)
     declared = {v.node for v in graph.inputs}
     for node in graph.nodes:
         if node.op.name == "input" and node not in declared:
@@ -81,6 +82,19 @@ def _names(graph: Graph) -> None:
                 raise VerifyError(
                     f"graph '{graph.name}': {what} '{name}' is not a Python name, so it cannot be printed"
                 )
+
+
+def _states(graph: Graph) -> None:
+    """The last inputs, in order, each paired with an output of the same type."""
+    if not graph.states:
+        return
+    names = [str(v.node.attrs["name"]) for v in graph.inputs]
+    if names[len(names) - len(graph.states) :] != [name for name, _ in graph.states]:
+        raise VerifyError(f"graph '{graph.name}': states must be its last inputs, in order")
+    inputs, outputs = dict(zip(names, graph.inputs, strict=True)), dict(graph.outputs)
+    for name, output in graph.states:
+        if output not in outputs or outputs[output].type != inputs[name].type:
+            raise VerifyError(f"graph '{graph.name}': state '{name}' needs an output '{output}' of its type")
 
 
 def _symbols(value: object) -> Iterator[str]:

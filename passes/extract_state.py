@@ -1,0 +1,171 @@
+"""Derive ``prefill`` and ``step`` from a graph over a whole sequence: what remembers becomes a state."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from coilc.ir import Graph, InputError, Location, Module, Node, UnsupportedError, Value, at
+from coilc.ir.core import topological_order
+from coilc.ir.opdef import ELEMENTWISE, STRUCTURAL
+
+from .causal_rules import RULES, pointwise
+from .simplify import simplify
+from .timeline import Mixes, Timed, Timeline, rebuilt
+
+PREFILL, STEP = "prefill", "step"
+DERIVED = (PREFILL, STEP)
+
+
+def extract_state(
+    module: Module, entries: Collection[str] = DERIVED, *, source: str = "main", time: str = "L"
+) -> Module:
+    """Add entries that take a sequence piece by piece, and drop those that ``entries`` does not name.
+
+    Before::
+
+        def main(x: f32[B, L, 4], *, B: dim[1:8], L: dim[1:64]):
+            v0: f32[2, 4] = weight(name="w", type=f32[2, 4])
+            v1, v2 = causal_conv1d(x, v0, optional=(), activation="none")
+            return {"y": v1}
+
+    After, besides ``main`` (``step`` is ``prefill`` with ``L = 1``)::
+
+        def prefill(x: f32[B, L, 4], conv: f32[B, 1, 4] = "conv", *, B: dim[1:8], L: dim[1:64]):
+            v0: f32[2, 4] = weight(name="w", type=f32[2, 4])
+            v1, v2 = causal_conv1d(x, v0, conv, optional=("state",), activation="none")
+            return {"y": v1, "conv": v2}
+
+    Args:
+        entries: names of the entries to keep; ``prefill`` and ``step`` are derived unless the module has them.
+        source: the entry over whole sequences.
+        time: the symbol that counts its elements.
+
+    Needs: structure recognised, no fused groups. Guarantees: chunks of any lengths, one after another from states of
+    zeros, give what the whole sequence gives, up to rounding.
+
+    Raises:
+        InputError: there is no such entry or symbol.
+        UnsupportedError: listing every op that needs more than the past.
+    """
+    wanted = [name for name in entries if name in DERIVED and name not in module.entries]
+    found = dict(module.entries)
+    if wanted:
+        prefill = chunked(_source(module, source, time), time)
+        step = simplify(Module({STEP: replace(prefill, name=STEP).substitute({time: 1})}, module.weights))
+        found |= {PREFILL: prefill, STEP: step.entries[STEP]}
+    missing = [name for name in entries if name not in found]
+    if missing:
+        raise InputError(f"the program has no entry '{missing[0]}'; it has {', '.join(module.entries)}")
+    return replace(module, entries={name: found[name] for name in entries})
+
+
+def _source(module: Module, source: str, time: str) -> Graph:
+    if source not in module.entries:
+        raise InputError(f"{PREFILL} and {STEP} are derived from the entry '{source}', which the program does not have")
+    graph = module.entries[source]
+    if time not in graph.ranges:
+        raise InputError(
+            f"{PREFILL} and {STEP} need a dynamic length: entry '{source}' has no symbol '{time}'; export the model "
+            f"with dynamic_shapes that call the time axis '{time}'"
+        )
+    return graph
+
+
+def chunked(graph: Graph, time: str) -> Graph:
+    """The graph over a chunk of its sequences, with states."""
+    names = [v.node.attrs["name"] for v in graph.inputs] + [name for name, _ in graph.outputs]
+    walk = _Walk(Timeline(time, {*names, *graph.ranges}))
+    outputs = [(name, walk.output(name, value)) for name, value in graph.outputs]
+    if walk.refused:
+        raise UnsupportedError(
+            f"'{graph.name}' cannot run piece by piece, because not every op looks at the past alone:", walk.refused,
+            f"Compile it without {PREFILL} and {STEP}, or make these lines causal.",
+        )  # fmt: skip
+    states = walk.line.states
+    symbols = tuple((name, (1, high) if name == time else (low, high)) for name, (low, high) in graph.symbols)
+    return Graph(
+        PREFILL,
+        (*graph.inputs, *(s.before for s in states)),
+        (*outputs, *((s.name, s.after) for s in states)),
+        symbols,
+        tuple((s.before.node.attrs["name"], s.name) for s in states),
+    )
+
+
+class _Walk:
+    """Values of the full sequence as they run over time, found operands first."""
+
+    def __init__(self, line: Timeline) -> None:
+        self.line = line
+        self.known: dict[Value, Timed | None] = {}  # None: refused, or computed from what was
+        self.refused: list[tuple[str, Location | None]] = []
+
+    def output(self, name: str, value: Value) -> Value:
+        timed = self.visit([value])[0]
+        if timed is not None and timed.axis is not None and (timed.history or timed.excess):
+            self.refused.append((f"output '{name}' is not one element per time", value.location))
+        return value if timed is None else timed.value
+
+    def visit(self, values: Sequence[Value]) -> list[Timed | None]:
+        """How values run over time; everything they need is visited first."""
+        done = {v.node for v in self.known}
+        for node in topological_order([v.node for v in values], done.__contains__):
+            if node.results[0] not in self.known:
+                self.known.update(zip(node.results, self.node(node), strict=True))
+        return [self.known[v] for v in values]
+
+    def node(self, node: Node) -> Sequence[Timed | None]:
+        operands = [self.known[v] for v in node.inputs]
+        if any(o is None for o in operands):
+            return [None] * len(node.types)
+        try:
+            with at(node.location):
+                return self.checked(node, self.follow(node, [o for o in operands if o is not None]))
+        except Mixes as reason:
+            self.refused.append((f"{node.op.name} {reason}", node.location))
+            return [None] * len(node.types)
+
+    def follow(self, node: Node, operands: Sequence[Timed]) -> Sequence[Timed | None]:
+        """The rule of the op, of its class, or of its definition."""
+        if STRUCTURAL in node.op.traits:
+            return [self.given(node)]
+        if node.op.name in RULES:
+            return RULES[node.op.name](self.line, node, operands)
+        if ELEMENTWISE in node.op.traits:
+            return pointwise(self.line, node, operands)
+        if all(o.steady for o in operands) and not self.mentions_time(node):
+            return [Timed(v) for v in rebuilt(node, [o.value for o in operands])]
+        if node.op.decompose is None:
+            raise Mixes("has no rule for time")
+        return self.defined(node, operands)
+
+    def given(self, node: Node) -> Timed:
+        axes = [a for a, dim in enumerate(node.types[0].dims) if self.line.runs(dim)]
+        if not axes:
+            return Timed(Value(node))
+        if len(axes) > 1 or self.line.beyond(node.types[0].dims[axes[0]]) != 0:
+            raise Mixes(f"'{node.attrs.get('name')}' does not have one element per time")
+        return Timed(Value(node), axes[0])
+
+    def mentions_time(self, node: Node) -> bool:
+        return node.op.name == "extent" or any(self.line.runs(dim) for t in node.types for dim in t.dims)
+
+    def defined(self, node: Node, operands: Sequence[Timed]) -> Sequence[Timed | None]:
+        """A composite is what its definition is, and stays whole if that remembers nothing."""
+        assert node.op.decompose is not None
+        count = len(self.line.states)
+        parts = node.op.decompose(*node.inputs, **node.attrs)
+        results = self.visit(parts if isinstance(parts, tuple) else (parts,))
+        if len(self.line.states) > count or any(r is None or r.history or r.excess for r in results):
+            return results
+        whole = rebuilt(node, [o.value for o in operands])
+        return [r and r.over(v, r.axis) for r, v in zip(results, whole, strict=True)]
+
+    def checked(self, node: Node, results: Sequence[Timed | None]) -> Sequence[Timed | None]:
+        """No axis but the one that is time depends on the length."""
+        for type_, timed in zip(node.types, results, strict=True):
+            axes = [a for a, dim in enumerate(type_.dims) if self.line.runs(dim)]
+            if timed is not None and axes != ([] if timed.axis is None else [timed.axis]):
+                raise Mixes("has another extent that depends on the length")
+        return results

@@ -1,0 +1,188 @@
+"""Prefill over any split, and step by step, equal the full sequence; what cannot be split is refused with its line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import zoo
+
+from coilc.frontend.torch_export import export
+from coilc.ir import Module, UnsupportedError, interpret, parse_graph, print_graph, verify
+from coilc.passes.extract_state import extract_state
+from coilc.passes.pipeline import run_pipeline
+
+LENGTH = 37
+HEAD = "def main(x: f32[B, L, 4], *, B: dim[1:8], L: dim[1:64]):\n"
+CAUSAL = {
+    "convolution": """
+        w: f32[3, 4] = weight(name="w3", type=f32[3, 4])
+        v0, v1 = causal_conv1d(x, w, optional=(), activation="silu")
+        return {"y": v0, "last": v1}""",
+    "token shift": """
+        v0: f32[B, L - 1, 4] = slice(x, starts=(0, 0, 0), stops=(B, L - 1, 4), steps=(1, 1, 1))
+        v1: f32[B, L, 4] = pad(v0, low=(0, 1, 0), high=(0, 0, 0), value=0.0)
+        v2: f32[B, L, 4] = sub(x, v1)
+        return {"y": v2}""",
+    "padded with ones": """
+        v0: f32[B, L + 2, 4] = pad(x, low=(0, 2, 0), high=(0, 0, 0), value=1.0)
+        v1: f32[B, L + 2, 4] = tanh(v0)
+        v2: f32[B, L, 4] = slice(v1, starts=(0, 1, 0), stops=(B, L + 1, 4), steps=(1, 1, 1))
+        return {"y": v2}""",
+    "full convolution, padded on both sides": """
+        w: f32[5, 4, 3] = weight(name="w", type=f32[5, 4, 3])
+        b: f32[5] = weight(name="b", type=f32[5])
+        v0: f32[B, 4, L] = transpose(x, perm=(0, 2, 1))
+        v1: f32[B, 5, L + 4] = conv(v0, w, strides=(1,), padding=((4, 4),), dilation=(2,), groups=1)
+        v2: f32[5, 1] = reshape(b, dims=(5, 1))
+        v3: f32[B, 5, L + 4] = broadcast(v2, dims=(B, 5, L + 4))
+        v4: f32[B, 5, L + 4] = add(v1, v3)
+        v5: f32[B, 5, L] = slice(v4, starts=(0, 0, 0), stops=(B, 5, L), steps=(1, 1, 1))
+        return {"y": v5}""",
+    "flattened rows": """
+        v0: f32[B*L, 4] = reshape(x, dims=(B*L, 4))
+        v1: f32[B*L, 4] = softmax(v0, axis=1)
+        v2: f32[B, L, 2, 2] = reshape(v1, dims=(B, L, 2, 2))
+        v3: f32[B, L, 2] = sum(v2, axes=(3,), keepdims=False)
+        return {"y": v3}""",
+    "running sum and positions": """
+        v0: f32[B, L, 4] = cumsum(x, axis=1, reverse=False)
+        v1: f32[B, L, 4] = iota(dims=(B, L, 4), axis=1, dtype=f32)
+        v2: f32[B, L, 4] = mul(v0, v1)
+        return {"y": v2}""",
+    "loop from ones": """
+        c: f32[()] = constant(value=array(f32, 1.0))
+        h: f32[B, 4] = broadcast(c, dims=(B, 4))
+        def body_0(h: f32[B, 4], x: f32[B, 4]):
+            v0: f32[B, 4] = mul(h, x)
+            v1: f32[B, 4] = tanh(v0)
+            return {"h": v1, "y": v1}
+        v0, v1 = scan(h, x, body=body_0, carries=1, sequences=1, axis=1, reverse=False)
+        return {"y": v1, "last": v0}""",
+    "linear scan": """
+        c: f32[()] = constant(value=array(f32, 0.0))
+        h: f32[B, 4] = broadcast(c, dims=(B, 4))
+        a: f32[B, L, 4] = sigmoid(x)
+        v0, v1 = linear_scan(a, x, h, axis=1, reverse=False)
+        return {"y": v0}""",
+    "last element": """
+        v0: f32[B, 1, 4] = slice(x, starts=(0, L - 1, 0), stops=(B, L, 4), steps=(1, 1, 1))
+        v1: f32[B, 1, 4] = tanh(v0)
+        return {"last": v1}""",
+}  # fmt: skip
+REFUSED = {
+    "sum mixes all times": "v0: f32[B, 4] = sum(x, axes=(1,), keepdims=False)",
+    "flip mixes all times": "v0: f32[B, L, 4] = flip(x, axes=(1,))",
+    "slice picks single times": "v0: f32[B, (L + 1)//2, 4] = slice(x, starts=(0, 0, 0), stops=(B, L, 4), steps=(1, 2, 1))",
+    "slice looks ahead in time": """v1: f32[B, L + 1, 4] = pad(x, low=(0, 0, 0), high=(0, 1, 0), value=0.0)
+        v0: f32[B, L, 4] = slice(v1, starts=(0, 1, 0), stops=(B, L + 1, 4), steps=(1, 1, 1))""",
+    "scan runs backwards": """
+        c: f32[()] = constant(value=array(f32, 1.0))
+        h: f32[B, 4] = broadcast(c, dims=(B, 4))
+        v1, v0 = linear_scan(x, x, h, axis=1, reverse=True)""",
+    "matmul multiplies every time with every other": """
+        v1: f32[B, 4, L] = transpose(x, perm=(0, 2, 1))
+        v0: f32[B, L, L] = matmul(x, v1)""",
+}  # fmt: skip
+
+
+def module(body: str) -> Module:
+    lines = [line[4:] if line.startswith("        ") else f"    {line}" for line in body.strip("\n").splitlines()]
+    graph = parse_graph(HEAD + "\n".join(lines) + "\n")
+    rng = np.random.default_rng(1)
+    types = {n.attrs["name"]: n.types[0] for n in graph.nodes if n.op.name == "weight"}
+    return Module({"main": graph}, {name: rng.normal(size=t.dims).astype("f4") for name, t in types.items()})
+
+
+def zeros(derived: Module, batch: int) -> dict[str, np.ndarray]:
+    graph = derived.entries["prefill"]
+    inputs = {v.node.attrs["name"]: v.type for v in graph.inputs}
+    shapes = {n: tuple(d if isinstance(d, int) else batch for d in inputs[n].dims) for n, _ in graph.states}
+    return {name: np.zeros(shape, inputs[name].dtype.numpy) for name, shape in shapes.items()}
+
+
+def pieces(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    start = 0
+    for length in lengths:
+        yield start, start + length
+        start += length
+
+
+def run_pieces(derived: Module, name: str, x: np.ndarray, lengths: Sequence[int], wide: bool) -> dict[str, np.ndarray]:
+    """Outputs joined along time; of what has no time axis (named 'last') the last."""
+    graph, state, parts = derived.entries["prefill"], zeros(derived, x.shape[0]), []
+    for start, stop in pieces(lengths):
+        entry = "step" if stop - start == 1 else "prefill"
+        result = interpret(derived, {name: x[:, start:stop], **state}, entry, wide=wide)
+        state = {before: result[after] for before, after in graph.states}
+        parts.append(result)
+    axes = {n: [i for i, d in enumerate(v.dims) if str(d) == "L"] for n, v in derived.entries["main"].outputs}
+    return {n: np.concatenate([p[n] for p in parts], a[0]) if a else parts[-1][n] for n, a in axes.items()}
+
+
+def assert_law(derived: Module, name: str, x: np.ndarray, lengths: Sequence[int], *, wide: bool) -> None:
+    full: Mapping[str, np.ndarray] = interpret(derived, {name: x}, wide=wide)
+    found = run_pieces(derived, name, x, lengths, wide)
+    for output, expected in full.items():
+        bound = (1e-12 if wide else 1e-5) * np.abs(expected).max()
+        np.testing.assert_allclose(found[output], expected, rtol=0, atol=bound, err_msg=output)
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> list[int]:
+    cuts = sorted(draw(st.sets(st.integers(1, LENGTH - 1))))
+    return [b - a for a, b in zip([0, *cuts], [*cuts, LENGTH], strict=True)]
+
+
+@pytest.mark.parametrize("body", CAUSAL.values(), ids=CAUSAL.keys())
+def test_pieces_equal_the_whole(body: str) -> None:
+    derived = extract_state(module(body), ("main", "prefill", "step"))
+    verify.any_graph(derived)
+    x = np.random.default_rng(0).normal(size=(2, LENGTH, 4)).astype("f4")
+
+    @given(splits())
+    def law(lengths: list[int]) -> None:
+        assert_law(derived, "x", x, lengths, wide=False)
+
+    law()
+    assert_law(derived, "x", x, [1] * LENGTH, wide=True)
+
+
+@pytest.mark.parametrize("body", CAUSAL.values(), ids=CAUSAL.keys())
+def test_states_are_in_the_text(body: str) -> None:
+    for graph in extract_state(module(body)).entries.values():
+        assert parse_graph(print_graph(graph)) == graph
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_refuses_what_is_not_causal(message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        extract_state(module(REFUSED[message] + '\n        return {"y": v0}'))
+
+
+def test_lists_every_refusal() -> None:
+    body = """
+        v0: f32[B, L, 4] = flip(x, axes=(1,))  # model.py:3 in layers.0
+        v1: f32[B, 4] = sum(x, axes=(1,), keepdims=False)  # model.py:9
+        v2: f32[B, L, 4] = tanh(v0)
+        return {"y": v2, "z": v1}"""
+    with pytest.raises(UnsupportedError) as caught:
+        extract_state(module(body))
+    assert [str(place) for _, place in caught.value.places] == ["model.py:3 in layers.0", "model.py:9"]
+
+
+@pytest.mark.parametrize("case", [zoo.mamba, zoo.mamba2, zoo.falcon_mamba], ids=lambda case: case.__name__)
+def test_models_step_by_step(case: Callable[[], zoo.Case]) -> None:
+    example = case()
+    exported = export(example.module, example.args, example.kwargs, dynamic_shapes=example.dynamic_shapes)
+    derived = extract_state(run_pipeline(exported, stop_after="recognise"), ("main", "prefill", "step"))
+    assert {name for _, name in derived.entries["step"].states} == {
+        f"backbone.layers.{i}.mixer.{kind}" for i in (0, 1) for kind in ("conv", "scan")
+    }
+    ids = example.make_inputs(B=2, L=LENGTH)["input_ids"].numpy()
+    for cut in range(1, LENGTH):
+        assert_law(derived, "input_ids", ids, [cut, LENGTH - cut], wide=cut % 2 == 0)
+    assert_law(derived, "input_ids", ids, [1] * LENGTH, wide=False)

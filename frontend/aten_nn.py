@@ -50,6 +50,15 @@ def _layer_norm(
     return reshape(ops.layer_norm(reshape(x, (*rows, size)), gain, shift, eps=float(eps)), call.dims)
 
 
+@aten("native_layer_norm")
+def _native_layer_norm(
+    call: Call, x: Value, normalized_shape: Sequence[Dim], weight: Value | None, bias: Value | None, eps: float
+) -> tuple[Value, Value, Value]:
+    axes = tuple(range(x.type.rank - len(normalized_shape), x.type.rank))
+    rstd = ops.rsqrt(ops.add(ops.var(x, axes=axes, keepdims=True, correction=0), float(eps)))
+    return _layer_norm(call, x, normalized_shape, weight, bias, eps), ops.mean(x, axes=axes, keepdims=True), rstd
+
+
 @aten("rms_norm")
 def _rms_norm(
     call: Call, x: Value, normalized_shape: Sequence[Dim], weight: Value | None = None, eps: float | None = None
@@ -153,6 +162,15 @@ def _attention(
         raise call.unsupported("attention needs a known head size or an explicit scale")
     result = ops.attention(q4, k4, v4, *masks, scale=1 / math.sqrt(width) if scale is None else float(scale), causal=is_causal)  # type: ignore[arg-type]
     return reshape(result, call.dims)
+
+
+@aten("_scaled_dot_product_flash_attention_for_cpu")
+def _flash_attention(
+    call: Call, q: Value, k: Value, v: Value, dropout_p: float = 0.0, is_causal: bool = False,
+    attn_mask: Value | None = None, scale: float | None = None,
+) -> tuple[Value, None]:  # fmt: skip
+    """What run_decompositions leaves of attention on a CPU; the second result serves a backward pass."""
+    return _attention(call, q, k, v, attn_mask, dropout_p, is_causal, scale), None
 
 
 def _heads(x: Value) -> Value:

@@ -118,13 +118,16 @@ def parse_dynamic(arguments: Arguments, specification: Any) -> Dynamic:
     """Read a specification against the arguments.
 
     Raises:
-        InputError: a name that is no argument, an axis that the tensor lacks, or one symbol with two ranges.
+        InputError: a name that is no argument or that is one already, an axis that the tensor lacks, one symbol with
+            two ranges.
     """
     result = Dynamic()
     for name, spec in _by_name(arguments.values, specification or {}).items():
         if spec is not None:
             path = arguments.path(name)
             _read(result, path, functools.reduce(operator.getitem, path, arguments.values), spec)
+    for name in result.ranges.keys() & arguments.values.keys():
+        raise InputError(f"'{name}' names both a dimension and an argument; call the dimension something else")
     return result
 
 

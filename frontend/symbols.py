@@ -9,7 +9,7 @@ import sympy
 import torch
 from torch.utils._sympy import functions as torch_sympy
 
-from coilc.ir import CoilError, Dim, UnsupportedError, dims, symbol
+from coilc.ir import Dim, UnsupportedError, dims, symbol
 from coilc.ir.core import Range
 
 
@@ -134,10 +134,3 @@ def _range(limits: Any) -> Range:
         return (1, None)
     low = int(limits.lower) if limits.lower > 2 else 1
     return (low, int(limits.upper) if isinstance(limits.upper, sympy.Integer) else None)
-
-
-def check_name(name: str) -> str:
-    """A symbol's name must read back from IR text."""
-    if not name.isidentifier():
-        raise CoilError(f"'{name}' cannot name a dimension; use letters, digits and underscores")
-    return name

@@ -75,9 +75,15 @@ def import_program(program: ExportedProgram | str | os.PathLike[str]) -> Module:
 
 
 def lower(program: ExportedProgram) -> ExportedProgram:
-    """The program in ops that have a row; its node names are the ``source`` of locations. ``trace`` has done this."""
+    """The program in ops that have a row; its node names are the ``source`` of locations. ``trace`` has done this.
+
+    Raises:
+        CoilError: the program checks at run time what is not true of every size.
+    """
     if _SYMBOLS in program.graph_module.meta:
         return program
+    if broken := broken_assumption(program):
+        raise CoilError(f"the program checks {broken} when it runs, which not every size in its ranges fulfils")
     with torch.no_grad():
         lowered = _in_known_ops(program)
     lowered.graph_module.meta[_SYMBOLS] = {}

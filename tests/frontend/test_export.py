@@ -144,6 +144,15 @@ def test_foreign_programs_name_symbols_after_their_inputs() -> None:
     assert module.entries["main"].ranges == {"x_0": (1, None)}
 
 
+def test_foreign_programs_with_checks_that_can_fail() -> None:
+    program = torch.export.export(
+        Wrapped(lambda x: x + 1 if (x.shape[0] + 3) // 2 != 9 else x), (torch.ones(8),),
+        dynamic_shapes={"x": {0: Dim("L", min=1)}}, prefer_deferred_runtime_asserts_over_guards=True,
+    )  # fmt: skip
+    with pytest.raises(CoilError, match=r"checks .* when it runs"):
+        import_program(program)
+
+
 # --- inputs and outputs -----------------------------------------------------------------------------------------------
 
 
@@ -330,6 +339,7 @@ def test_updated_buffers_and_inputs() -> None:
         ({"z": {0: "L"}}, "dynamic_shapes names 'z', the model's arguments are x"),
         ({"x": {2: "L"}}, "dynamic_shapes gives axis 2 of 'x', which has 2 axes"),
         ({"x": {0: "L:1..4", 1: "L:1..8"}}, "dimension 'L' has two ranges"),
+        ({"x": {0: "x"}}, "'x' names both a dimension and an argument"),
         ({"x": {0: "3"}}, "'3' is not a dynamic dimension"),
         ({"x": {0: "B*L"}}, "is not a dynamic dimension"),
         (({0: "L"}, {0: "L"}), "2 entries for 1 arguments"),

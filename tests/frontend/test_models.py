@@ -11,7 +11,7 @@ import torch
 from models import zoo
 
 from coilc.frontend.capture import HOOKS
-from coilc.frontend.torch_export import export
+from coilc.frontend.torch_export import export, import_program
 from coilc.ir import Module, interpret, verify
 
 TOLERANCE = 1e-5
@@ -74,6 +74,18 @@ def test_composites_arrive_whole(name: str, expected: dict[str, int]) -> None:
     module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
     ops = [node.op.name for node in module.entries["main"].nodes]
     assert {op: ops.count(op) for op in expected} == expected
+
+
+@pytest.mark.parametrize("name", ["bert", "convnext", "vit", "t5_encoder"])
+def test_programs_in_core_aten_import_as_they_are(name: str) -> None:
+    """What somebody else exported and lowered with torch's own decompositions."""
+    case = zoo.MODELS[name]()
+    inputs = case.make_inputs(**case.sizes[1])
+    with torch.no_grad():
+        module = import_program(torch.export.export(case.module, (), inputs).run_decompositions())
+    found = interpret(module, {key: tensor.numpy() for key, tensor in inputs.items()})
+    for key, tensor in case.eager(inputs).items():
+        assert relative_error(found[key], tensor.numpy()) <= TOLERANCE
 
 
 @pytest.mark.slow

@@ -186,6 +186,7 @@ def _with_sums(scan: Node) -> Node:
         if not carried.reach(node):
             return None
         if node.op is ops.linear:
+            assert node.op.decompose is not None
             result: Value = node.op.decompose(*node.inputs, **node.attrs)
             return result
         return vector_product(node) if node.op is ops.matmul else einsum_as_sum(node)

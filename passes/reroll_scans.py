@@ -28,9 +28,12 @@ from itertools import count, pairwise
 import numpy as np
 
 from coilc.ir import Array, Graph, Value, literal, ops
-from coilc.ir.core import Node, topological_order
+from coilc.ir.core import Node
+
+from .replace_values import replace_values
 
 MIN_STEPS = 3
+MAX_FORMS = 8  # how many ways to cut the loop into steps are tried when the first does not fit its first steps
 
 
 @dataclass(frozen=True)
@@ -47,28 +50,47 @@ class _Mismatch(Exception):
         self.node, self.reason = node, reason
 
 
+class _Later(Exception):
+    """A loop around one that this round replaces."""
+
+
 def reroll_scans(graph: Graph, declined: list[Declined] | None = None) -> Graph:
-    """Re-roll every unrolled loop of ``graph``, innermost results first; ``declined`` collects near misses."""
+    """Re-roll every unrolled loop of ``graph``; ``declined`` collects near misses.
+
+    Loops are found round by round: those of one round do not contain one another, and are replaced together.
+    """
     tried: set[Node] = set()
     while True:
+        surroundings, replacements = _Surroundings(graph), dict[Value, Value]()
         for concat in _candidates(graph):
             if concat in tried:
                 continue
-            tried.add(concat)
             try:
-                replacements = _reroll(graph, concat)
+                replacements |= _reroll(surroundings, concat, replacements)
+            except _Later:
+                continue
             except _Mismatch as mismatch:
                 if declined is not None:
                     declined.append(Declined(mismatch.node, mismatch.reason))
-                continue
-            graph = _substitute(graph, replacements)
-            break
-        else:
+            tried.add(concat)
+        if not replacements:
             return graph
+        graph = replace_values(graph, replacements)
 
 
 def _candidates(graph: Graph) -> Iterator[Node]:
     return (n for n in graph.nodes if n.op is ops.concat and len(n.inputs) >= MIN_STEPS)
+
+
+class _Surroundings:
+    """What a loop needs to know of its graph: the order of nodes, and who reads a value (``None``: an output)."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.readers: dict[Value, list[Node | None]] = {v: [None] for v in graph.results}
+        for node in graph.nodes:
+            for value in node.inputs:
+                self.readers.setdefault(value, []).append(node)
 
 
 # --- the body -------------------------------------------------------------------------------------------------------
@@ -89,8 +111,11 @@ class _Template:
     interior: dict[Node, Node] = field(default_factory=dict)
 
 
-def _find_template(order: Mapping[Node, int], earlier: Value, later: Value) -> _Template:
-    """Pair the nodes of the last two steps, latest first, so that a carry is met after the step that produces it."""
+def _find_templates(order: Mapping[Node, int], earlier: Value, later: Value) -> list[_Template]:
+    """Pair the nodes of the last two steps, latest first, so that a carry is met after the step that produces it.
+
+    Returns the forms of the step that carry fewest values; they differ in where a step begins.
+    """
     template = _Template(later)
     heap: list[tuple[int, int, Value, Value]] = [(-order[later.node], 0, earlier, later)]
     ties, seen = count(1), set[tuple[Value, Value]]()
@@ -117,8 +142,8 @@ def _find_template(order: Mapping[Node, int], earlier: Value, later: Value) -> _
     return _carry_less(template, order)
 
 
-def _carry_less(template: _Template, order: Mapping[Node, int]) -> _Template:
-    """Move work that a step does on carried values alone into the step before, when fewer values are carried then.
+def _carry_less(template: _Template, order: Mapping[Node, int]) -> list[_Template]:
+    """Move work that a step does on carried values alone into the step before, where that carries fewest values.
 
     A leaky integrator that spikes is first seen to carry its potential and its spike; it carries what the reset leaves.
     """
@@ -129,13 +154,18 @@ def _carry_less(template: _Template, order: Mapping[Node, int]) -> _Template:
             early.append(node)
             known.update(node.results)
     cuts = [_cut(template, set(early[:k])) for k in range(len(early) + 1)]
-    best = min(range(len(cuts)), key=lambda k: len(cuts[k]))
-    if best == 0:
+    fewest = min(map(len, cuts))
+    return [_with_cut(template, cut, early[:k]) for k, cut in enumerate(cuts) if len(cut) == fewest][:MAX_FORMS]
+
+
+def _with_cut(template: _Template, cut: list[Value], early: list[Node]) -> _Template:
+    """The step that begins after ``early`` and carries ``cut``."""
+    if not early:
         return template
-    cut, late = cuts[best], template.interior.keys() - set(early[:best])
     next_step: dict[Value, Value] = dict(template.carries) | {v: v for v in template.invariants}
     carries = dict(zip(cut, _rebuild(list(cut), next_step), strict=True))
-    return replace(template, carries=carries, interior={n: a for n, a in template.interior.items() if n in late})
+    interior = {n: a for n, a in template.interior.items() if n not in set(early)}
+    return replace(template, carries=carries, interior=interior)
 
 
 def _cut(template: _Template, early: set[Node]) -> list[Value]:
@@ -178,6 +208,25 @@ class _Step:
 
     carries: dict[Value, Value]
     sequences: dict[Value, Value]
+
+
+def _longest(templates: Sequence[_Template], outputs: Sequence[Value]) -> tuple[_Template, list[_Step]]:
+    """The first form of the step that fits every output, or else the one that fits most.
+
+    Raises:
+        _Mismatch: none fits enough outputs to be a loop; this is what the first form met.
+    """
+    fits, refusals = list[tuple[_Template, list[_Step]]](), list[_Mismatch]()
+    for template in templates:
+        try:
+            fits.append((template, _match_steps(template, outputs)))
+        except _Mismatch as mismatch:
+            refusals.append(mismatch)
+        if fits and len(fits[-1][1]) == len(outputs):
+            return fits[-1]
+    if not fits:
+        raise refusals[0]
+    return max(fits, key=lambda fit: len(fit[1]))
 
 
 def _match_steps(template: _Template, outputs: Sequence[Value]) -> list[_Step]:
@@ -236,13 +285,14 @@ def _bind(bindings: dict[Value, Value], pattern: Value, actual: Value) -> None:
 # --- the replacement ------------------------------------------------------------------------------------------------
 
 
-def _reroll(graph: Graph, concat: Node) -> dict[Value, Value]:
-    order = {node: i for i, node in enumerate(graph.nodes)}
+def _reroll(surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, Value]) -> dict[Value, Value]:
     outputs = concat.inputs
-    template = _find_template(order, outputs[-2], outputs[-1])
-    steps = _match_steps(template, outputs)
+    templates = _find_templates(surroundings.order, outputs[-2], outputs[-1])
+    if any(node.op is ops.concat and Value(node) in replaced for node in templates[0].interior):
+        raise _Later
+    template, steps = _longest(templates, outputs)
     sequences = {leaf: _sequence(leaf, [s.sequences[leaf] for s in steps]) for leaf in template.sequences}
-    escapes = _escapes(graph, concat, template)
+    escapes = _escapes(surroundings, concat, template)
     carried = len(template.carries) + len(escapes)
     results = ops.scan(
         *(steps[0].carries[read] for read in template.carries),
@@ -261,17 +311,15 @@ def _reroll(graph: Graph, concat: Node) -> dict[Value, Value]:
     return dict(zip((*template.carries.values(), *escapes), results, strict=False)) | {Value(concat): whole}
 
 
-def _escapes(graph: Graph, concat: Node, template: _Template) -> list[Value]:
+def _escapes(surroundings: _Surroundings, concat: Node, template: _Template) -> list[Value]:
     """Values of the last step, other than its carries, that something after the loop reads.
 
     They leave the scan as carries that no step reads, so that only the last one is kept.
     """
-    replaced = {concat, *(left.node for left in template.carries.values())}
-    after = topological_order([v.node for v in graph.results], leaves=lambda node: node in replaced)
-    inside = {*template.interior, *replaced}
-    used = [v for node in after if node not in inside for v in node.inputs] + list(graph.results)
+    inside = {concat, *template.interior, *(left.node for left in template.carries.values())}
     covered = {*template.carries, *template.carries.values()}
-    return [v for v in dict.fromkeys(used) if v.node in template.interior and v not in covered]
+    values = (v for node in sorted(template.interior, key=surroundings.order.__getitem__) for v in node.results)
+    return [v for v in values if v not in covered and any(r not in inside for r in surroundings.readers.get(v, ()))]
 
 
 def _sequence(leaf: Value, actuals: Sequence[Value]) -> Value:
@@ -339,8 +387,3 @@ def _rebuild(roots: Sequence[Value], mapping: dict[Value, Value]) -> list[Value]
         else:
             stack += missing
     return [mapping[v] for v in roots]
-
-
-def _substitute(graph: Graph, replacements: Mapping[Value, Value]) -> Graph:
-    mapping = {v: v for v in graph.inputs} | dict(replacements)
-    return graph.with_results(_rebuild(graph.results, mapping))

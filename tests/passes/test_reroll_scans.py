@@ -99,6 +99,32 @@ def test_stacked_cells_share_one_scan() -> None:
     same_numbers(before, after, 7)
 
 
+def test_two_stacked_outputs_of_one_loop() -> None:
+    single = unroll(lstm, 6, 2)
+    cells = [node for node in single.nodes if node.op is ops.add and node.inputs[0].op is ops.mul]
+    cells = [ops.reshape(Value(node), dims=(B, 1, D)) for node in cells]
+    before = Graph("main", single.inputs, (*single.outputs, ("cells", ops.concat(*cells, axis=1))))
+    after = reroll_scans(before)
+    assert count(after, "concat") == 0
+    same_numbers(before, after, 6)
+
+
+def test_loop_within_a_loop() -> None:
+    x, state, outputs = parameter("x", B, 4, D), literal(np.zeros((B, 1), np.float32)), []
+    for t in range(4):
+        part, inner = step_slice(x, t, 4), []
+        for i in range(D):
+            state = ops.tanh(ops.add(state, ops.slice(part, starts=(0, i), stops=(B, i + 1), steps=(1, 1))))
+            inner.append(state)
+        row = ops.concat(*inner, axis=1)
+        outputs.append(ops.reshape(row, dims=(B, 1, D)))
+    before = Graph("main", (x,), (("y", ops.concat(*outputs, axis=1)),))
+    after = reroll_scans(before)
+    (scan,) = (node for node in after.nodes if node.op is ops.scan)
+    assert count(scan.attrs["body"], "scan") == 1
+    same_numbers(before, after, 4)
+
+
 def test_near_miss_names_the_node() -> None:
     x = parameter("x", B, 5, D)
     state, outputs = literal(np.zeros((B, D), np.float32)), []

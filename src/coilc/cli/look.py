@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -137,16 +136,12 @@ def steps(target: str) -> Iterator[tuple[Stage, Pass]]:
         yield from ((stage, step) for step in stage.passes)
 
 
-def pass_name(step: Any) -> str:
-    """The name of a pass, whatever its parameters were bound with."""
-    return pass_name(step.func) if isinstance(step, partial) else getattr(step, "__name__", type(step).__name__)
-
-
 def find_pass(name: str, target: str) -> Pass:
     """A pass by name: as the pipeline of the target uses it, or else with its default options."""
     from coilc.passes import PASSES
+    from coilc.passes.dump import name_of
 
-    known = {**PASSES, **{pass_name(step): step for _, step in steps(target)}}
+    known = {**PASSES, **{name_of(step): step for _, step in steps(target)}}
     if name not in known:
         raise InputError(f"there is no pass '{name}'; the passes are {', '.join(sorted(known))}")
     return known[name]
@@ -174,6 +169,7 @@ def explain_command(
     json: Json = False,
 ) -> None:
     """List why a pass or rule left parts of the model alone."""
+    from coilc.passes.dump import name_of
     from coilc.passes.trace import tracing
 
     program = load_program(model, dynamic or ())
@@ -182,7 +178,7 @@ def explain_command(
     for stage, step in steps(target):
         with tracing() as trace:
             program = step(program)
-        names = {stage.name, pass_name(step)}
+        names = {stage.name, name_of(step)}
         seen |= names | {event.rule for event in trace.events}
         chosen = [e for e in trace.events if (fired or e.reason) and name in {*names, e.rule}]
         rows += [

@@ -93,7 +93,9 @@ class _Entry:
     def rows(self) -> tuple[str, str]:
         """Emit the entry's tables; returns its rows of the public and of the private table of entries."""
         entry, count = self.entry, self.quantities.index.__len__
-        symbols = [_row(_string(s.name), s.low, f"INT64_C({s.high})") for s in entry.symbols]
+        symbols = [
+            _row(_string(s.name), s.low, f"INT64_C({s.high})", s.input, s.axis, s.scale, s.offset) for s in entry.symbols
+        ]
         calls = self.table("plan_call", "calls", [self.call(call) for call in entry.calls])
         slots = self.table("int32_t", "slots", [str(self.quantities.of(*sizes)) for sizes in entry.slots])
         dims = [self.dims("input", entry.inputs), self.dims("output", entry.outputs)]

@@ -41,7 +41,9 @@ typedef enum coil_status {
 /* What a library computes. Every pointer is constant and lives as long as the library. */
 typedef struct coil_symbol {
     const char *name;
-    int64_t low, high; /* inclusive; INT64_MAX is unbounded */
+    int64_t low, high;   /* inclusive; INT64_MAX is unbounded */
+    int32_t input, axis; /* where it is found: extent of inputs[input] at axis = scale * symbol + offset */
+    int64_t scale, offset;
 } coil_symbol;
 
 typedef struct coil_tensor {
@@ -101,6 +103,10 @@ COIL_API void coil_session_close(coil_session *session);
 /* Fix the entry's symbols, plan its memory and grow the arena when needed; the entry stays bound until the next bind.
  * COIL_ARGUMENT (a symbol outside its range, sizes that overflow), COIL_MEMORY, COIL_BUSY. */
 COIL_API int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbols);
+
+/* The same, with the symbols found from the dims of the inputs: a list per input, as long as its rank (NULL for rank 0).
+ * Also COIL_ARGUMENT when a dim does not fit the input's type, or two inputs disagree. */
+COIL_API int coil_session_bind_shapes(coil_session *session, int32_t entry, const int64_t *const *dims);
 
 /* Concrete dims of input `index` (output != 0: of output `index`) of a bound entry; `dims` has room for its rank. */
 COIL_API int coil_session_dims(const coil_session *session, int32_t entry, int output, int32_t index, int64_t *dims);

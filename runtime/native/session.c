@@ -12,7 +12,7 @@ typedef struct patch {
 
 typedef struct binding {
     bool bound;
-    int64_t *quantities;
+    int64_t *symbols, *quantities;
     size_t *offsets;  /* of each slot in the arena */
     kernel_arg *args; /* of all calls, ready to use */
     patch *patches;
@@ -41,14 +41,16 @@ static int check_entry(const coil_session *session, int32_t entry) {
 
 /* Memory of one entry: everything that bind and run write to. */
 
-static int open_binding(binding *binding, const plan_entry *plan) {
+static int open_binding(binding *binding, const coil_entry *entry, const plan_entry *plan) {
     size_t args = (size_t)plan->arg_count + 1, slots = (size_t)plan->slot_count + 1;
+    binding->symbols = calloc((size_t)entry->symbol_count + 1, sizeof *binding->symbols);
     binding->quantities = calloc((size_t)plan->quantity_count + 1, sizeof *binding->quantities);
     binding->offsets = calloc(slots, sizeof *binding->offsets);
     binding->args = calloc(args, sizeof *binding->args);
     binding->patches = calloc(args, sizeof *binding->patches);
     binding->results = calloc(args, sizeof *binding->results);
-    if (!binding->quantities || !binding->offsets || !binding->args || !binding->patches || !binding->results)
+    if (!binding->symbols || !binding->quantities || !binding->offsets || !binding->args || !binding->patches ||
+        !binding->results)
         return coil_fail(COIL_MEMORY, "out of memory");
     for (int32_t i = 0; i < plan->arg_count; i++) {
         plan_arg arg = plan->args[i];
@@ -60,6 +62,7 @@ static int open_binding(binding *binding, const plan_entry *plan) {
 }
 
 static void close_binding(binding *binding) {
+    free(binding->symbols);
     free(binding->quantities);
     free(binding->offsets);
     free(binding->args);
@@ -72,7 +75,7 @@ static int open_parts(coil_session *session, int32_t threads) {
     session->bindings = calloc((size_t)entries, sizeof *session->bindings);
     if (!session->bindings) return coil_fail(COIL_MEMORY, "out of memory");
     for (int32_t i = 0; i < entries; i++) {
-        int code = open_binding(&session->bindings[i], &coil_plan.entries[i]);
+        int code = open_binding(&session->bindings[i], entry_of(i), &coil_plan.entries[i]);
         if (code) return code;
     }
     return pool_open(&session->pool, threads, coil_plan.description.scratch_bytes);
@@ -163,28 +166,78 @@ static int grow_arena(coil_session *session, size_t bytes) {
     return session->arena ? COIL_OK : coil_fail(COIL_MEMORY, "could not reserve an arena of %zu bytes", bytes);
 }
 
-static int bind(coil_session *session, int32_t entry, const int64_t *symbols) {
+/* Everything that depends on the symbols but needs no memory. */
+static int evaluate(binding *binding, int32_t entry, const int64_t *symbols, size_t *arena_bytes) {
     const plan_entry *plan = &coil_plan.entries[entry];
-    binding *binding = &session->bindings[entry];
     int code = check_symbols(entry_of(entry), symbols);
     if (code) return code;
     binding->bound = false;
-    size_t total;
-    if (plan->evaluate(symbols, binding->quantities) || !place_slots(binding, plan, &total))
+    if (plan->evaluate(symbols, binding->quantities) || !place_slots(binding, plan, arena_bytes))
         return coil_fail(COIL_ARGUMENT, "entry '%s': the sizes overflow 64 bits", entry_of(entry)->name);
-    if ((code = grow_arena(session, total))) return code;
-    fill_args(session, binding, plan);
+    return COIL_OK;
+}
+
+static int solve_symbols(const coil_entry *entry, const int64_t *const *dims, int64_t *symbols) {
+    for (int32_t i = 0; i < entry->symbol_count; i++) {
+        coil_symbol symbol = entry->symbols[i];
+        int64_t extent = dims[symbol.input][symbol.axis], scaled;
+        if (__builtin_sub_overflow(extent, symbol.offset, &scaled) || scaled % symbol.scale)
+            return coil_fail(COIL_ARGUMENT, "input '%s' has extent %lld at axis %d; the model takes %s",
+                             entry->inputs[symbol.input].name, (long long)extent, symbol.axis,
+                             entry->inputs[symbol.input].type);
+        symbols[i] = scaled / symbol.scale;
+    }
+    return COIL_OK;
+}
+
+static int check_dims(const binding *binding, int32_t entry, const int64_t *const *dims) {
+    const plan_entry *plan = &coil_plan.entries[entry];
+    for (int32_t i = 0; i < entry_of(entry)->input_count; i++) {
+        coil_tensor input = entry_of(entry)->inputs[i];
+        for (int32_t axis = 0; axis < input.rank; axis++) {
+            int64_t expected = binding->quantities[plan->input_dims[i][axis]];
+            if (dims[i][axis] != expected)
+                return coil_fail(COIL_ARGUMENT, "input '%s' has extent %lld at axis %d; %s needs %lld here", input.name,
+                                 (long long)dims[i][axis], axis, input.type, (long long)expected);
+        }
+    }
+    return COIL_OK;
+}
+
+/* One of `symbols` and `dims` is given. */
+static int bind(coil_session *session, int32_t entry, const int64_t *symbols, const int64_t *const *dims) {
+    binding *binding = &session->bindings[entry];
+    size_t arena_bytes = 0;
+    int code = dims ? solve_symbols(entry_of(entry), dims, binding->symbols) : COIL_OK;
+    if (!code) code = evaluate(binding, entry, dims ? binding->symbols : symbols, &arena_bytes);
+    if (!code && dims) code = check_dims(binding, entry, dims);
+    if (!code) code = grow_arena(session, arena_bytes);
+    if (code) return code;
+    fill_args(session, binding, &coil_plan.entries[entry]);
     binding->bound = true;
     return COIL_OK;
 }
 
-int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbols) {
-    int code = check_entry(session, entry);
-    if (code) return code;
+static int bind_alone(coil_session *session, int32_t entry, const int64_t *symbols, const int64_t *const *dims) {
     if (atomic_exchange(&session->busy, true)) return coil_fail(COIL_BUSY, "another thread is using the session");
-    code = bind(session, entry, symbols);
+    int code = bind(session, entry, symbols, dims);
     atomic_store(&session->busy, false);
     return code;
+}
+
+int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbols) {
+    int code = check_entry(session, entry);
+    return code ? code : bind_alone(session, entry, symbols, NULL);
+}
+
+int coil_session_bind_shapes(coil_session *session, int32_t entry, const int64_t *const *dims) {
+    int code = check_entry(session, entry);
+    if (code) return code;
+    const coil_entry *info = entry_of(entry);
+    for (int32_t i = 0; i < info->input_count; i++)
+        if (!dims || (info->inputs[i].rank && !dims[i]))
+            return coil_fail(COIL_ARGUMENT, "the dims of input '%s' are NULL", info->inputs[i].name);
+    return bind_alone(session, entry, NULL, info->input_count ? dims : NULL);
 }
 
 int coil_session_dims(const coil_session *session, int32_t entry, int output, int32_t index, int64_t *dims) {

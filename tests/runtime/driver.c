@@ -47,6 +47,18 @@ static void run_rows(coil_session *session, int64_t length) {
     free(x), free(y), free(z);
 }
 
+static void bind_shapes(coil_session *session) {
+    int64_t good[] = {BATCH, 5, COLUMNS}, wide[] = {BATCH, 5, COLUMNS + 1}, large[] = {9, 5, COLUMNS}, found[3];
+    const int64_t *dims[] = {good}, *wrong[] = {wide}, *outside[] = {large}, *none[] = {NULL};
+    REQUIRE(coil_session_bind_shapes(session, 0, wrong) == COIL_ARGUMENT);
+    REQUIRE(!strcmp(coil_error_message(), "input 'x' has extent 65 at axis 2; f32[B, L, 64] needs 64 here"));
+    REQUIRE(coil_session_bind_shapes(session, 0, outside) == COIL_ARGUMENT && strstr(coil_error_message(), "B = 9"));
+    REQUIRE(coil_session_bind_shapes(session, 0, none) == COIL_ARGUMENT);
+    REQUIRE(coil_session_bind_shapes(session, 0, NULL) == COIL_ARGUMENT);
+    REQUIRE(coil_session_bind_shapes(session, 0, dims) == COIL_OK);
+    REQUIRE(coil_session_dims(session, 0, 1, 0, found) == COIL_OK && found[0] == BATCH && found[1] == 5);
+}
+
 static void run_failures(coil_session *session) {
     float x[64] = {0}, y[64];
     const void *inputs[] = {x};
@@ -68,6 +80,7 @@ static void *use(void *argument) {
     coil_session *session;
     REQUIRE(coil_session_open(argument, 3, &session) == COIL_OK);
     REQUIRE(coil_session_run(session, 0, NULL, NULL) == COIL_UNBOUND);
+    bind_shapes(session);
     for (int i = 0; i < ROUNDS; i++) {
         run_rows(session, (i * 7) % 23);
         run_failures(session);

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import count, pairwise
 
@@ -33,6 +34,7 @@ from coilc.ir.core import Node
 from .replace_values import replace_values
 
 MIN_STEPS = 3
+NEIGHBOURS = 6  # how far back, among nodes that do the same, the end of the step before is looked for
 MAX_FORMS = 8  # how many ways to cut the loop into steps are tried when the first does not fit its first steps
 
 
@@ -286,32 +288,39 @@ def _bind(bindings: dict[Value, Value], pattern: Value, actual: Value) -> None:
 
 
 def _reroll(surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, Value]) -> dict[Value, Value]:
+    """Replace a loop whose outputs ``concat`` stacks."""
     outputs = concat.inputs
     templates = _find_templates(surroundings.order, outputs[-2], outputs[-1])
     if any(node.op is ops.concat and Value(node) in replaced for node in templates[0].interior):
         raise _Later
     template, steps = _longest(templates, outputs)
+    finals, (stacked,) = _loop(template, steps, _escapes(surroundings, concat, template), [template.root])
+    axis = concat.attrs["axis"]
+    peeled, whole = outputs[: len(outputs) - len(steps)], _unstack(stacked, axis)
+    return finals | {Value(concat): ops.concat(*peeled, whole, axis=axis) if peeled else whole}
+
+
+def _loop(
+    template: _Template, steps: Sequence[_Step], escapes: list[Value], outputs: Sequence[Value]
+) -> tuple[dict[Value, Value], tuple[Value, ...]]:
+    """Build the scan: what the values that it leaves become, and the stacked ``outputs``."""
     sequences = {leaf: _sequence(leaf, [s.sequences[leaf] for s in steps]) for leaf in template.sequences}
-    escapes = _escapes(surroundings, concat, template)
-    carried = len(template.carries) + len(escapes)
-    results = ops.scan(
+    left = (*template.carries.values(), *escapes)
+    results = ops.scan.node(
         *(steps[0].carries[read] for read in template.carries),
         *(ops.broadcast(literal(0, v.type.dtype), dims=v.dims) for v in escapes),
         *sequences.values(),
         *template.invariants,
-        body=_body(template, escapes),
-        carries=carried,
+        body=_body(template, escapes, outputs),
+        carries=len(left),
         sequences=len(sequences),
         axis=0,
         reverse=False,
-    )
-    axis = concat.attrs["axis"]
-    peeled, stacked = outputs[: len(outputs) - len(steps)], _unstack(results[-1], axis)
-    whole = ops.concat(*peeled, stacked, axis=axis) if peeled else stacked
-    return dict(zip((*template.carries.values(), *escapes), results, strict=False)) | {Value(concat): whole}
+    ).results
+    return dict(zip(left, results, strict=False)), results[len(left) :]
 
 
-def _escapes(surroundings: _Surroundings, concat: Node, template: _Template) -> list[Value]:
+def _escapes(surroundings: _Surroundings, concat: Node | None, template: _Template) -> list[Value]:
     """Values of the last step, other than its carries, that something after the loop reads.
 
     They leave the scan as carries that no step reads, so that only the last one is kept.
@@ -355,14 +364,14 @@ def _with(items: Sequence[object], index: int, item: object) -> tuple[object, ..
     return (*items[:index], item, *items[index + 1 :])
 
 
-def _body(template: _Template, escapes: list[Value]) -> Graph:
+def _body(template: _Template, escapes: list[Value], outputs: Sequence[Value]) -> Graph:
     leaves = {"h": template.carries, "l": escapes, "x": template.sequences, "c": template.invariants}
     parameters = [(f"{kind}{i}", leaf) for kind, group in leaves.items() for i, leaf in enumerate(group)]
     inputs = [ops.input_(name=name, type=leaf.type) for name, leaf in parameters]
     mapping = {leaf: v for (name, leaf), v in zip(parameters, inputs, strict=True) if not name.startswith("l")}
-    outputs = _rebuild([*template.carries.values(), *escapes, template.root], mapping)
-    names = [name for name, _ in parameters if name[0] in "hl"] + ["y"]
-    return Graph("step", tuple(inputs), tuple(zip(names, outputs, strict=True)))
+    results = _rebuild([*template.carries.values(), *escapes, *outputs], mapping)
+    names = [name for name, _ in parameters if name[0] in "hl"] + ["y"] * len(outputs)
+    return Graph("step", tuple(inputs), tuple(zip(names, results, strict=True)))
 
 
 def _unstack(stacked: Value, axis: int) -> Value:
@@ -387,3 +396,58 @@ def _rebuild(roots: Sequence[Value], mapping: dict[Value, Value]) -> list[Value]
         else:
             stack += missing
     return [mapping[v] for v in roots]
+
+
+# --- loops of which only the end is used ------------------------------------------------------------------------------
+
+
+def reroll_ends(graph: Graph) -> Graph:
+    """Re-roll loops that stack no outputs, of which only the values that the last step leaves are used.
+
+    Such a value is the last of many nodes that do the same; the one of the step before is among the others.
+    """
+    while True:
+        surroundings = _Surroundings(graph)
+        loops = [loop for later, earlier in _alike(surroundings) for loop in _chains(surroundings, later, earlier)]
+        if not loops:
+            return graph
+        template, steps = max(loops, key=lambda loop: (len(loop[1]), -len(loop[0].carries)))
+        finals, _ = _loop(template, steps, _escapes(surroundings, None, template), [])
+        smaller = replace_values(graph, finals)
+        if len(smaller.nodes) >= len(graph.nodes):  # something else reads the steps
+            return graph
+        graph = smaller
+
+
+def _alike(surroundings: _Surroundings) -> Iterator[tuple[Value, list[Value]]]:
+    """Of nodes with one op and type: the last, and those that come before it, nearest first."""
+    alike: dict[object, list[Value]] = {}
+    for node in surroundings.order:
+        if len(node.types) == 1 and node.inputs:
+            alike.setdefault((node.op.name, node.types), []).append(Value(node))
+    return ((vs[-1], vs[-2 : -2 - NEIGHBOURS : -1]) for vs in alike.values() if len(vs) >= MIN_STEPS)
+
+
+def _chains(
+    surroundings: _Surroundings, later: Value, earlier: Sequence[Value]
+) -> Iterator[tuple[_Template, list[_Step]]]:
+    """Loops whose steps make ``later`` from one of ``earlier``."""
+    for value in earlier:
+        with suppress(_Mismatch):
+            for template in _find_templates(surroundings.order, value, later):
+                if template.carries.get(value) == later and template.sequences:
+                    yield template, _match_chain(template, value)
+
+
+def _match_chain(template: _Template, read: Value) -> list[_Step]:
+    """As ``_match_steps`` where each step's output is the value that the step after it reads as ``read``."""
+    steps: list[_Step] = []
+    wanted: Mapping[Value, Value] = dict(template.carries)
+    with suppress(_Mismatch):
+        while True:
+            steps.append(_match_step(template, wanted[read], wanted))
+            wanted = steps[-1].carries
+    if len(steps) < MIN_STEPS:
+        raise _Mismatch(read.node, "too few equal steps")
+    steps.reverse()
+    return steps

@@ -286,6 +286,39 @@ def _with(entries: dims.Dims, axis: int, entry: dims.Dim) -> dims.Dims:
     return (*entries[:axis], entry, *entries[axis + 1 :])
 
 
+@on("slice")
+def slice_of_whole_operands(node: Node) -> Value | None:
+    """A slice that keeps some operands of a concat whole is their concat"""
+    inner = operand(node, "concat")
+    if inner is None or any(step != 1 for step in node.attrs["steps"]):
+        return None
+    axis, offset, kept = inner.attrs["axis"], 0, []
+    start, stop = node.attrs["starts"][axis], node.attrs["stops"][axis]
+    for x in inner.inputs:
+        if _between(start, offset, offset + x.dims[axis], stop):
+            kept.append(x)
+        offset = offset + x.dims[axis]
+    length = sum((x.dims[axis] for x in kept), start=0)
+    if len(kept) < 2 or length != stop - start:
+        return None
+    part = ops.concat(*kept, axis=axis)
+    starts, stops = _with(node.attrs["starts"], axis, 0), _with(node.attrs["stops"], axis, length)
+    result: Value = ops.slice(part, starts=starts, stops=stops, steps=node.attrs["steps"])
+    return result
+
+
+@on("concat")
+def concat_of_concat(node: Node) -> Value | None:
+    """concat(concat(x, y), z) = concat(x, y, z)"""
+    axis = node.attrs["axis"]
+    nested = [v.op is ops.concat and v.node.attrs["axis"] == axis for v in node.inputs]
+    if not any(nested):
+        return None
+    flat = (x for v, inner in zip(node.inputs, nested, strict=True) for x in (v.node.inputs if inner else (v,)))
+    result: Value = ops.concat(*flat, axis=axis)
+    return result
+
+
 @on("flip")
 def flip_of_flip(node: Node) -> Value | None:
     """Two flips cancel on the axes that they share"""
@@ -317,5 +350,6 @@ RULES: tuple[Rule, ...] = (
     pow_minus_one, cast_to_same, cast_there_and_back, where_of_equal,
     move_to_same_dims, reshape_of_reshape, reshape_of_constant, reshape_of_broadcast, broadcast_of_broadcast, broadcast_of_unit_reshape,
     broadcast_by_reshape, transpose_of_transpose, transpose_of_nothing, transpose_of_unit_dims, transpose_of_broadcast,
-    slice_of_whole, slice_of_slice, slice_of_concat, flip_of_flip, concat_of_one, pad_by_nothing,
+    slice_of_whole, slice_of_slice, slice_of_concat, slice_of_whole_operands, concat_of_concat,
+    flip_of_flip, concat_of_one, pad_by_nothing,
 )  # fmt: skip

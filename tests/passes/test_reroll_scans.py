@@ -9,7 +9,8 @@ import pytest
 
 from coilc.ir import Graph, Module, TensorType, Value, interpret, literal, ops, print_graph
 from coilc.ir.types import f32
-from coilc.passes.reroll_scans import Declined, reroll_scans
+from coilc.passes.reroll_scans import Declined, reroll_ends, reroll_scans
+from coilc.passes.simplify import simplify
 from coilc.passes.unify_lengths import Length, unify_lengths
 
 B, D = 2, 3
@@ -123,6 +124,37 @@ def test_loop_within_a_loop() -> None:
     (scan,) = (node for node in after.nodes if node.op is ops.scan)
     assert count(scan.attrs["body"], "scan") == 1
     same_numbers(before, after, 4)
+
+
+@pytest.mark.parametrize("name", ["lstm", "lif"])
+@pytest.mark.parametrize("length", [4, 9])
+def test_loop_of_which_only_the_end_is_used(name: str, length: int) -> None:
+    cell, carries = CELLS[name]
+    whole = unroll(cell, length, carries)
+    before = Graph("main", whole.inputs, whole.outputs[1:2])
+    after = reroll_ends(before)
+    assert count(after, "scan") == 1
+    assert len(after.nodes) < 24
+    same_numbers(before, after, length)
+
+
+def test_no_end_is_found_where_steps_are_used_elsewhere() -> None:
+    whole = unroll(lstm, 5, 2)
+    assert reroll_ends(whole) == whole
+
+
+def test_outputs_written_into_a_tensor_step_by_step() -> None:
+    x, state = parameter("x", B, 5, D), literal(np.zeros((B, D), np.float32))
+    out = ops.zeros(TensorType(f32, (B, 5, D)))
+    for t in range(5):
+        state = ops.tanh(ops.add(state, step_slice(x, t, 5)))
+        parts = (ops.slice_axis(out, 1, 0, t), ops.reshape(state, dims=(B, 1, D)), ops.slice_axis(out, 1, t + 1, 5))
+        out = ops.concat(*parts, axis=1)
+    before = Graph("main", (x,), (("y", out),))
+    after = reroll_scans(simplify(Module({"main": before})).entries["main"])
+    assert count(after, "scan") == 1
+    assert len(after.nodes) < 16, print_graph(after)
+    same_numbers(before, after, 5)
 
 
 def test_near_miss_names_the_node() -> None:

@@ -15,7 +15,6 @@ from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Graph, Value
 from coilc.ir import dims as d
-
 from coilc.ir.dims import Dims
 from coilc.ir.opdef import REDUCTION
 

@@ -87,7 +87,7 @@ def test_imports_inside_a_folder_are_relative(path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_folders_are_linked_into_the_package(folder: Path) -> None:
+def test_folders_are_linked_into_the_package(folder: str) -> None:
     link = PACKAGE / folder
     assert link.is_symlink()
     assert os.readlink(link) == f"../../{folder}"
@@ -103,6 +103,16 @@ def test_the_package_list_equals_the_folders() -> None:
         if not (base == PACKAGE and init.relative_to(base).parts[0] in FOLDERS)
     }
     assert set(declared) == found
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_file_that_is_not_python_is_packaged(folder: str) -> None:
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    for path in (ROOT / folder).rglob("*"):
+        if path.is_file() and path.suffix not in (".py", ".pyc"):
+            package = next(parent for parent in path.parents if (parent / "__init__.py").exists())
+            inside = path.relative_to(package)
+            assert any(inside.match(p) and len(inside.parts) == p.count("/") + 1 for p in patterns), f"{path} is left out"
 
 
 PROJECT_FILES = [p for f in (*FOLDERS, "tests", "examples", "benchmarks") for p in sources(ROOT / f)] + [

@@ -21,7 +21,7 @@ TOLERANCE = {"f64": 1e-12, "f32": 4e-6, "f16": 2e-3, "bf16": 2e-2}
 
 def is_lowered(case: Case) -> bool:
     """Complex numbers are split into pairs, and structure is resolved, before code generation."""
-    op, example = case
+    op, _ = case
     return op.is_core and STRUCTURAL not in op.traits and not any(t.startswith("c") for t in _all_types(case))
 
 

@@ -13,7 +13,7 @@ from coilc.ir.dims import Dim
 
 from .kernel import Kernel
 from .reader import index
-from .scalar import Expr
+from .scalar import Expr, vector
 
 PARALLEL_WORK = 16384  # elements; a launch takes about a microsecond, in which one core does as many simple ones
 
@@ -53,10 +53,7 @@ def lane_count(k: Kernel, vectors: int) -> int:
 
 def lanes(width: int, body: Callable[[Expr], None]) -> None:
     """Run ``body`` for 0 <= lane < width as vector code; ``width`` is a power of two."""
-    if width == 1:
-        body(index(0))
-        return
-    with T.vectorized(index(0), index(width)) as lane:
+    with vector(width) as lane:
         body(lane)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import tvm
@@ -45,14 +46,39 @@ def constant(value: bool | float, dtype: DType) -> Expr:
     return tirx.const(float(value) if dtype.is_float else int(value), name)
 
 
-def bind(x: Expr) -> Expr:
-    """Give an expression a name in the open statement frame, so that uses share it.
+_open_vectors: list[tuple[Expr, int]] = []  # the lane variables and widths of the vector loops being written
 
-    A bool is bound as a select: range analysis of a bound comparison fails on vectors in TVM 0.27.
+
+@contextmanager
+def vector(width: int) -> Iterator[Expr]:
+    """A loop over vector lanes, ``for lane in range(width)``; the width is a power of two."""
+    if width == 1:
+        yield tirx.IntImm("int64", 0)
+        return
+    with T.vectorized(tirx.IntImm("int64", 0), tirx.IntImm("int64", width)) as lane:
+        _open_vectors.append((lane, width))
+        try:
+            yield lane
+        finally:
+            _open_vectors.pop()
+
+
+def bind(x: Expr) -> Expr:
+    """Evaluate an expression once in the open statement frame, so that uses share it.
+
+    TVM's analyzer inlines a ``let`` into every use, which takes time exponential in the depth of the arithmetic. A load is
+    opaque to it, so a value goes through a local of one element per lane, which LLVM keeps in a register. Integers, which
+    may be indices, stay visible: a vector access must be recognised as contiguous.
     """
     if isinstance(x, tirx.Var | tirx.IntImm | tirx.FloatImm):
         return x
-    return T.Bind(tirx.Select(x, T.bool(True), T.bool(False)) if dtype_name(x) == "bool" else x)
+    dtype = dtype_name(x)
+    if dtype.startswith("int") or "x" in dtype:
+        return T.Bind(x)
+    lane, width = _open_vectors[-1] if _open_vectors else (0, 1)
+    local = T.alloc_buffer((width,), dtype, scope="local")
+    T.buffer_store(local, x, [lane])
+    return local[lane]
 
 
 def select(condition: Expr, x: Expr, y: Expr) -> Expr:

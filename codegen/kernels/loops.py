@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from coilc.ir.dims import Dim
 
-from ..scalar import Expr
+from ..scalar import Expr, vector
 
 PARALLEL_FLOPS = 1 << 16  # below this a parallel launch (about a microsecond) costs more than it saves
 
@@ -34,7 +34,7 @@ def unrolled(extent: int) -> Any:
 
 def lanes(width: int) -> Any:
     """A loop over vector lanes; ``width`` is a power of two (other widths compile to scalar code)."""
-    return T.vectorized(i64(0), i64(width)) if width > 1 else serial(1)
+    return vector(width)
 
 
 def parallel(extent: Expr | int, work: Dim | None = None) -> Any:

@@ -414,8 +414,8 @@ def reroll_ends(graph: Graph) -> Graph:
         template, steps = max(loops, key=lambda loop: (len(loop[1]), -len(loop[0].carries)))
         finals, _ = _loop(template, steps, _escapes(surroundings, None, template), [])
         smaller = replace_values(graph, finals)
-        if len(smaller.nodes) >= len(graph.nodes):  # something else reads the steps
-            return graph
+        if len(graph.nodes) - len(smaller.nodes) <= (len(steps) - 2) * len(template.interior):
+            return graph  # something else reads the steps, so they stay
         graph = smaller
 
 

@@ -104,7 +104,7 @@ def _tile(k: Anchor, tile: Tile, b: Expr, first: Expr, row: list[Expr], start: E
                 multiply()
 
     with serial(inner) as c:
-        _over_taps([int(n) for n in k.dims(W)[2:]], lambda taps: tap(c, taps))
+        _over_taps([k.fixed(n) for n in k.dims(W)[2:]], lambda taps: tap(c, taps))
     with unrolled(tile.channels) as o, lanes(tile.width) as lane:
         k.store(0, [b, first + o, *row, start + lane], sums[o, lane])
 

@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from coilc.ir import InputError, Module, print_module
 from coilc.passes.pipeline import run_pipeline
-from coilc.runtime.artifact import GRAPH, LIBRARY, WEIGHTS
+from coilc.runtime.artifact import GRAPH, KERNELS, LIBRARY, PLAN, WEIGHTS
 
 from .artifact import describe_plan, new_artifact, tool_versions, write_manifest
 from .build import BuildInfo, build_object
@@ -80,14 +79,13 @@ def write_artifact(
     """
     report = report or _Stages(None)
     layout = plan_layout(plan.weights)
-    with new_artifact(path) as folder, TemporaryDirectory(prefix="coilc-") as scratch:
-        work = Path(scratch)
+    with new_artifact(path) as folder:
         with report("kernels"):
-            info = build(plan.kernels, target, work / "kernels.o") if plan.kernels else BuildInfo(0, {})
+            info = build(plan.kernels, target, folder / KERNELS) if plan.kernels else BuildInfo(0, {})
         with report("link"):
-            (work / "plan.c").write_text(emit_plan(plan, layout, info.scratch_bytes))
-            objects = [work / "kernels.o"] if plan.kernels else []
-            link_library(work / "plan.c", objects, folder / LIBRARY, target.triple)
+            (folder / PLAN).write_text(emit_plan(plan, layout, info.scratch_bytes))
+            objects = [folder / KERNELS] if plan.kernels else []
+            link_library(folder / PLAN, objects, folder / LIBRARY, target.triple)
         with report("write"):
             (folder / GRAPH).write_text(text)
             digest = write_weights(folder / WEIGHTS, plan.weights, layout)

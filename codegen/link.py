@@ -1,4 +1,4 @@
-"""Linking an artifact's library: generated plan, kernels and the native runtime, by ziglang or a C compiler."""
+"""Linking generated plan, kernels and the native runtime into a library or a program, by ziglang or a C compiler."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import coilc.runtime
 from coilc.ir import CoilError
@@ -25,26 +26,45 @@ def link_library(plan_source: Path, objects: Sequence[Path], output: Path, tripl
     """Compile the plan and the runtime and link them with the kernels into a stripped shared library.
 
     Args:
-        plan_source: C file from ``emit_plan``; the linker's export list is written beside it.
+        plan_source: C file from ``emit_plan``.
         triple: target of the kernels, ``x86_64-linux-gnu`` or ``aarch64-linux-gnu``.
         compiler: command of a C compiler for that target; empty takes ``COILC_CC``, else ziglang.
 
     Raises:
         CoilError: the compiler is missing, refuses the input or takes longer than five minutes.
     """
-    exports = plan_source.with_suffix(".map")
-    exports.write_text(_EXPORTS)
     sources = [plan_source, *sorted(NATIVE.glob("*.c")), *objects]
-    linker = ["-shared", "-s", "-Wl,--gc-sections", f"-Wl,--version-script={exports}", "-lm"]
-    command = [*_compiler(triple, compiler), *FLAGS, f"-I{NATIVE}", *map(str, sources), *linker, "-o", str(output)]
-    _run(command)
+    with TemporaryDirectory(prefix="coilc-") as scratch:
+        exports = Path(scratch) / "exports.map"
+        exports.write_text(_EXPORTS)
+        linker = ["-shared", "-s", "-Wl,--gc-sections", f"-Wl,--version-script={exports}", "-lm"]
+        compilation = [*FLAGS, f"-I{NATIVE}", *map(str, sources)]
+        _run([*_compiler(f"{triple}.{_GLIBC}", compiler), *compilation, *linker, "-o", str(output)])
 
 
-def _compiler(triple: str, compiler: str) -> list[str]:
+def link_program(
+    inputs: Sequence[Path], output: Path, triple: str, folders: Sequence[Path], compiler: str = ""
+) -> None:
+    """Compile and link C files and objects into a stripped static executable that needs no library of the system.
+
+    Args:
+        triple: target of the objects, as in ``link_library``; ziglang brings musl for it.
+        folders: where headers are.
+
+    Raises:
+        CoilError: as ``link_library``.
+    """
+    linker = ["-static", "-s", "-Wl,--gc-sections", "-lm"]
+    compilation = [*FLAGS, *(f"-I{folder}" for folder in folders), *map(str, inputs)]
+    command = _compiler(triple.replace("-gnu", "-musl"), compiler)
+    _run([*command, *compilation, *linker, "-o", str(output)])
+
+
+def _compiler(target: str, compiler: str) -> list[str]:
     chosen = compiler or CC.get()
     if chosen:
         return shlex.split(chosen)
-    return [sys.executable, "-m", "ziglang", "cc", "-target", f"{triple}.{_GLIBC}"]
+    return [sys.executable, "-m", "ziglang", "cc", "-target", target]
 
 
 def _run(command: list[str]) -> None:

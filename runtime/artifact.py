@@ -17,6 +17,7 @@ from .errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST, LIBRARY, WEIGHTS, GRAPH = "manifest.json", "code.so", "weights.safetensors", "graph.py"
+PLAN, KERNELS = "plan.c", "kernels.o"  # what the library was linked from, and a static program can be
 _UNSEALED = b"0" * 64
 
 
@@ -39,10 +40,19 @@ def read_artifact(path: str | os.PathLike[str], verify: bool = True) -> Artifact
     """
     folder = Path(path)
     manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        _check_file(folder / name, expected, verify)
+    check_files(folder, manifest, verify)
     _check_machine(folder, manifest["target"])
     return Artifact(folder, manifest)
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any], verify: bool = True) -> None:
+    """Compare every file with the manifest: its size, and with ``verify`` its sha256.
+
+    Raises:
+        ArtifactError: naming the first file that differs.
+    """
+    for name, expected in manifest["files"].items():
+        _check_file(folder / name, expected, verify)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

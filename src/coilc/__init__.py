@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .codegen.bundle import bundle
     from .codegen.compile import compile
     from .comparison import Report, compare
     from .frontend.torch_export import export, import_program
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArtifactError", "CoilError", "InputError", "Module", "Report", "RunError", "UnsupportedError", "compare", "compile",
-    "export", "import_program", "load",
+    "ArtifactError", "CoilError", "InputError", "Module", "Report", "RunError", "UnsupportedError", "bundle", "compare",
+    "compile", "export", "import_program", "load",
 ]  # fmt: skip
 
 _HOME = {
@@ -36,6 +37,7 @@ _HOME = {
     "Report": "comparison",
     "RunError": "runtime",
     "UnsupportedError": "ir",
+    "bundle": "codegen.bundle",
     "compare": "comparison",
     "compile": "codegen.compile",
     "export": "frontend.torch_export",

@@ -15,7 +15,7 @@ from .conftest import Cli
 def test_help_names_every_command(cli: Cli) -> None:
     done = cli("--help")
     assert done.code == 0
-    for command in ("compile", "run", "compare", "inspect", "ops", "opt", "explain", "targets", "doctor"):
+    for command in ("compile", "run", "bundle", "compare", "inspect", "ops", "opt", "explain", "targets", "doctor"):
         assert command in done.out
 
 
@@ -28,7 +28,8 @@ def test_compile_writes_an_artifact_and_says_how_large_it_is(cli: Cli, models: P
     done = cli("compile", f"{models}:scale", "-o", path)
     assert done.code == 0
     assert done.out.startswith(f"{path}: ")
-    assert {file.name for file in path.iterdir()} == {"code.so", "graph.py", "manifest.json", "weights.safetensors"}
+    files = {"code.so", "graph.py", "kernels.o", "manifest.json", "plan.c", "weights.safetensors"}
+    assert {file.name for file in path.iterdir()} == files
     assert [line.split()[1] for line in done.err.splitlines()][:3] == ["export", "import", "passes"]
 
 

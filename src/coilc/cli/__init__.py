@@ -9,7 +9,7 @@ import typer
 
 from coilc import settings
 
-from .build import compile_command
+from .build import bundle_command, compile_command
 from .checks import compare_command, doctor_command
 from .execute import run_command
 from .exits import report_and_exit
@@ -34,6 +34,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile_command,
     "run": run_command,
+    "bundle": bundle_command,
     "compare": compare_command,
     "inspect": inspect_command,
     "ops": ops_command,

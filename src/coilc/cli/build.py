@@ -1,4 +1,4 @@
-"""``coilc compile``."""
+"""``coilc compile`` and ``coilc bundle``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from coilc.ir import InputError
 from coilc.units import show_bytes
 
 from .console import Stages, console, emit_json, folder_size
-from .options import Dynamic, Json, Model, Target
+from .options import Artifact, Dynamic, Json, Model, Target
 from .sources import is_example, load_program
 
 
@@ -53,3 +53,24 @@ def compile_command(
 def default_output(model: str) -> Path:
     """``model.pt2`` -> ``model.coil``; ``zoo.py:mamba`` -> ``mamba.coil``; both in the current folder."""
     return Path((model.rpartition(":")[2] if is_example(model) else Path(model).stem) + ".coil")
+
+
+def bundle_command(
+    artifact: Artifact,
+    output: Annotated[Optional[Path], typer.Option("--output", "-o", metavar="NAME.tar.gz", help="Where to write.")] = None,  # noqa: UP045
+    json: Json = False,
+) -> None:
+    """Pack an artifact for a device: a static program, coil-run, and the weights.
+
+    The device needs no Python, no libraries and no compiler. The artifact's target decides which machines it runs on.
+    """
+    from coilc.codegen.bundle import bundle
+
+    began = time.perf_counter()
+    with Stages() as progress:
+        path = bundle(artifact, output or Path(f"{artifact.resolve().stem}.tar.gz"), progress)
+    seconds, total = time.perf_counter() - began, path.stat().st_size
+    if json:
+        emit_json({"bundle": str(path), "seconds": seconds, "bytes": total})
+    else:
+        console().print(f"{path}: {show_bytes(total)}; bundled in {seconds:.1f} s", markup=False)

@@ -19,7 +19,7 @@ from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_convolutions import recognise_convolutions
 from .recognise_norms import recognise_norms
-from .reroll_scans import reroll_scans
+from .reroll_scans import reroll_loops, reroll_scans
 from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph, run_stages, up_to
@@ -29,7 +29,7 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns."""
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
-        Stage("clean", promises.any_graph, (on_every_graph(reroll_scans), fold_constants, simplify)),
+        Stage("clean", promises.any_graph, (reroll_loops, fold_constants, simplify)),
         # 2. Structure. Out: loops are scans, written-out layers are one op each, layouts meet without transposes.
         Stage(
             "recognise",

@@ -28,10 +28,11 @@ from itertools import count, pairwise
 
 import numpy as np
 
-from coilc.ir import Array, Graph, Value, literal, ops
+from coilc.ir import Array, Graph, Module, Value, literal, ops
 from coilc.ir.core import Node
 
 from .replace_values import replace_values
+from .simplify import simplify
 
 MIN_STEPS = 3
 NEIGHBOURS = 6  # how far back, among nodes that do the same, the end of the step before is looked for
@@ -50,6 +51,14 @@ class _Mismatch(Exception):
     def __init__(self, node: Node, reason: str) -> None:
         super().__init__(reason)
         self.node, self.reason = node, reason
+
+
+def reroll_loops(module: Module) -> Module:
+    """Re-roll the loops of every entry, before and after trivial ops are gone, and those of which only the end is used.
+
+    First as traced, because there the first step is like the others: ``0 * h`` and ``x - 0`` are still written out.
+    """
+    return simplify(module.map(reroll_scans)).map(reroll_scans).map(reroll_ends)
 
 
 class _Later(Exception):

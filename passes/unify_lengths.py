@@ -25,7 +25,7 @@ from coilc.ir import Array, Dim, Graph, InputError, Module, TensorType, Value, o
 from coilc.ir import dims as d
 from coilc.ir.core import Node
 
-from .reroll_scans import reroll_ends, reroll_scans
+from .reroll_scans import reroll_loops
 from .simplify import simplify
 
 
@@ -61,8 +61,7 @@ def unify_modules(first: Module, second: Module, length: Length) -> Module:
 
 def _rerolled(module: Module) -> Module:
     """Every node is built anew first: a frontend forgets older nodes, and those would not be shared with new ones."""
-    anew = module.map(lambda graph: graph.substitute({}))
-    return simplify(simplify(anew.map(reroll_scans)).map(reroll_scans).map(reroll_ends))
+    return simplify(reroll_loops(module.map(lambda graph: graph.substitute({}))))
 
 
 def _require_same_weights(first: Module, second: Module) -> None:

@@ -67,8 +67,8 @@ def bind(x: Expr) -> Expr:
     """Evaluate an expression once in the open statement frame, so that uses share it.
 
     TVM's analyzer inlines a ``let`` into every use, which takes time exponential in the depth of the arithmetic. A load is
-    opaque to it, so a value goes through a local of one element per lane, which LLVM keeps in a register. Integers, which
-    may be indices, stay visible: a vector access must be recognised as contiguous.
+    opaque to it, so a value goes through a local of one element per lane, which LLVM keeps in a register (the scope is
+    "global" because TVM takes every "local" buffer from the workspace). Integers, which may be indices, stay visible: a vector access must be recognised as contiguous.
     """
     if isinstance(x, tirx.Var | tirx.IntImm | tirx.FloatImm):
         return x
@@ -76,7 +76,7 @@ def bind(x: Expr) -> Expr:
     if dtype.startswith("int") or "x" in dtype:
         return T.Bind(x)
     lane, width = _open_vectors[-1] if _open_vectors else (0, 1)
-    local = T.alloc_buffer((width,), dtype, scope="local")
+    local = T.alloc_buffer((width,), dtype)
     T.buffer_store(local, x, [lane])
     return local[lane]
 

@@ -67,8 +67,9 @@ def bind(x: Expr) -> Expr:
     """Evaluate an expression once in the open statement frame, so that uses share it.
 
     TVM's analyzer inlines a ``let`` into every use, which takes time exponential in the depth of the arithmetic. A load is
-    opaque to it, so a value goes through a local of one element per lane, which LLVM keeps in a register (the scope is
-    "global" because TVM takes every "local" buffer from the workspace). Integers, which may be indices, stay visible: a vector access must be recognised as contiguous.
+    opaque to it, so a value goes through a local of one element per lane, which LLVM keeps in a register; its scope is
+    "global", because TVM takes every "local" buffer from the workspace. Integers, which may be indices, stay visible: a
+    vector access must be recognised as contiguous.
     """
     if isinstance(x, tirx.Var | tirx.IntImm | tirx.FloatImm):
         return x

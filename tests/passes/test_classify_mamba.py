@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from coilc.frontend.torch_export import export, import_program  # noqa: E402 - after the skip
-from coilc.ir import Module, interpret, print_module  # noqa: E402 - after the skip
-from coilc.passes import run_pipeline  # noqa: E402 - after the skip
-from coilc.passes.unify_lengths import Length, unify_modules  # noqa: E402 - after the skip
+from coilc.frontend.torch_export import export, import_program
+from coilc.ir import Module, interpret, print_module
+from coilc.passes import run_pipeline
+from coilc.passes.unify_lengths import Length, unify_modules
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 import sys
@@ -74,12 +76,25 @@ def write_manifest(folder: Path, fields: Mapping[str, Any], known: Mapping[str, 
 
 def describe_plan(plan: Plan, layout: Layout, scratch_bytes: int) -> dict[str, Any]:
     """The manifest's fields about what the artifact computes and the memory it needs."""
+    states = next((entry for entry in plan.entries if entry.states), None)
     return {
+        "states": describe_states(states) if states else [],
         "entries": {entry.name: describe_entry(entry) for entry in plan.entries},
         "kernels": list(plan.kernels),
         "weights": {"count": len(plan.weights), "bytes": layout.total_bytes if plan.weights else 0},
         "scratch_bytes_per_thread": scratch_bytes,
     }
+
+
+def describe_states(entry: EntryPlan) -> list[dict[str, Any]]:
+    """What the model remembers between calls."""
+    return [{"name": name, **_type(type_), "bytes": _dim(type_.bytes)} for name, type_ in entry.state_types]
+
+
+def state_identity(plan: Plan, weights_digest: str) -> str:
+    """What a saved state depends on: the weights, and the states in their order."""
+    states = [describe_states(entry) for entry in plan.entries if entry.states][:1]
+    return hashlib.sha256(json.dumps([weights_digest, states]).encode()).hexdigest()
 
 
 def describe_entry(entry: EntryPlan) -> dict[str, Any]:
@@ -89,6 +104,7 @@ def describe_entry(entry: EntryPlan) -> dict[str, Any]:
         "symbols": [_symbol(s) for s in entry.symbols],
         "inputs": [{"name": name, **_type(type_)} for name, type_ in entry.inputs],
         "outputs": [{"name": name, **_type(type_)} for name, type_ in entry.outputs],
+        "states": [{"input": input, "output": output} for input, output in entry.states],
         "arena": {"formula": _formula(slots), "slots": slots},
         "calls": [_call(call) for call in entry.calls],
     }

@@ -10,11 +10,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from coilc.ir import InputError, Module, print_module
+from coilc.ir import Module, print_module
 from coilc.passes.pipeline import run_pipeline
 from coilc.runtime.artifact import GRAPH, KERNELS, LIBRARY, PLAN, WEIGHTS
 
-from .artifact import describe_plan, new_artifact, tool_versions, write_manifest
+from .artifact import describe_plan, new_artifact, state_identity, tool_versions, write_manifest
 from .build import BuildInfo, build_object
 from .emit_plan import emit_plan
 from .link import link_library
@@ -40,7 +40,8 @@ def compile(
         path: the folder to write; it appears complete or not at all. An artifact that is already there is replaced,
             anything else is left alone.
         target: a name from ``coilc targets``; ``native`` is this machine.
-        entries: which entries to keep, by default all.
+        entries: which entries to build, by default those of the program. ``prefill`` and ``step`` are derived from
+            ``main`` when the program does not have them: the same model, run piece by piece.
         progress: called with each stage's name and ``None`` when it starts, with its seconds when it has ended.
 
     Returns:
@@ -53,10 +54,10 @@ def compile(
     with report("import"):
         module = _select(_module(program), entries)
     with report("passes"):
-        scheduled = run_pipeline(module, chosen.claims)
+        scheduled = run_pipeline(module, chosen.claims, entries=entries or ())
     with report("plan"):
         plan = make_plan(scheduled, module)
-    options = {"target": target, "entries": list(module.entries)}
+    options = {"target": target, "entries": list(scheduled.entries)}
     return write_artifact(plan, chosen, place, text=print_module(scheduled), options=options, report=report)
 
 
@@ -82,16 +83,17 @@ def write_artifact(
     with new_artifact(path) as folder:
         with report("kernels"):
             info = build(plan.kernels, target, folder / KERNELS) if plan.kernels else BuildInfo(0, {})
+        with report("write"):
+            digest = write_weights(folder / WEIGHTS, plan.weights, layout)
         with report("link"):
-            (folder / PLAN).write_text(emit_plan(plan, layout, info.scratch_bytes))
+            identity = state_identity(plan, digest)
+            (folder / PLAN).write_text(emit_plan(plan, layout, info.scratch_bytes, identity))
             objects = [folder / KERNELS] if plan.kernels else []
             link_library(folder / PLAN, objects, folder / LIBRARY, target.triple)
-        with report("write"):
-            (folder / GRAPH).write_text(text)
-            digest = write_weights(folder / WEIGHTS, plan.weights, layout)
-            machine = {"name": target.name, "kind": "cpu", "triple": target.triple, "features": sorted(target.features)}
-            about = {"target": machine, "options": dict(options or {}), "tools": tool_versions()}
-            write_manifest(folder, about | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
+        (folder / GRAPH).write_text(text)
+        machine = {"name": target.name, "kind": "cpu", "triple": target.triple, "features": sorted(target.features)}
+        about = {"target": machine, "options": dict(options or {}), "tools": tool_versions()}
+        write_manifest(folder, about | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
     return path
 
 
@@ -118,9 +120,7 @@ def _module(program: Any) -> Module:
 
 
 def _select(module: Module, entries: Sequence[str] | None) -> Module:
-    if entries is None:
+    """Drop entries that nothing is made from; the pipeline derives the missing ones."""
+    if entries is None or any(name not in module.entries for name in entries):
         return module
-    missing = [name for name in entries if name not in module.entries]
-    if missing:
-        raise InputError(f"the program has no entry '{missing[0]}'; it has {', '.join(module.entries)}")
     return Module({name: module.entries[name] for name in entries}, module.weights)

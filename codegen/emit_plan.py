@@ -18,12 +18,13 @@ _KINDS = {"input": "PLAN_INPUT", "output": "PLAN_OUTPUT", "weight": "PLAN_WEIGHT
 _ABI_NAME = "__tvm_ffi_{}".format  # how TVM names the packed function of a kernel
 
 
-def emit_plan(plan: Plan, layout: Layout, scratch_bytes: int) -> str:
+def emit_plan(plan: Plan, layout: Layout, scratch_bytes: int, identity: str = "0" * 64) -> str:
     """C source of the plan.
 
     Args:
         layout: where each weight lies in the weights file.
         scratch_bytes: what one thread needs while it runs any kernel.
+        identity: sha256 of what a saved state depends on.
     """
     source = _Source(['#include "plan.h"\n'])
     source.parts += [f"extern kernel_function {_ABI_NAME(name)};" for name in plan.kernels]
@@ -33,7 +34,9 @@ def emit_plan(plan: Plan, layout: Layout, scratch_bytes: int) -> str:
     spans = [_row(*layout.spans[name]) for name in plan.weights]
     weights = source.table("plan_weight", "weights", spans)
     size = layout.total_bytes if spans else 0
-    description = _row("COIL_ABI_VERSION", len(rows), entries, f"{size}ULL", f"{scratch_bytes}ULL")
+    memory = (f"{size}ULL", f"{scratch_bytes}ULL")
+    states = max((len(entry.states) for entry in plan.entries), default=0)
+    description = _row("COIL_ABI_VERSION", len(rows), entries, *memory, states, _string(identity))
     source.parts.append(f"const plan coil_plan = {_row(description, plans, weights, len(spans))};\n")
     return "\n".join(source.parts)
 
@@ -94,7 +97,8 @@ class _Entry:
         """Emit the entry's tables; returns its rows of the public and of the private table of entries."""
         entry, count = self.entry, self.quantities.index.__len__
         symbols = [
-            _row(_string(s.name), s.low, f"INT64_C({s.high})", s.input, s.axis, s.scale, s.offset) for s in entry.symbols
+            _row(_string(s.name), s.low, f"INT64_C({s.high})", s.input, s.axis, s.scale, s.offset)
+            for s in entry.symbols
         ]
         calls = self.table("plan_call", "calls", [self.call(call) for call in entry.calls])
         slots = self.table("int32_t", "slots", [str(self.quantities.of(*sizes)) for sizes in entry.slots])
@@ -103,7 +107,8 @@ class _Entry:
         public = _row(
             _string(entry.name), len(symbols), len(entry.inputs), len(entry.outputs), len(entry.calls),
             self.table("coil_symbol", "symbols", symbols), self.tensors("inputs", entry.inputs),
-            self.tensors("outputs", entry.outputs),
+            self.tensors("outputs", entry.outputs), len(entry.states),
+            self.table("coil_link", "states", [_row(*pair) for pair in entry.states]),
         )  # fmt: skip
         self.source.parts.append(self.quantities.function(f"evaluate_{self.suffix}"))
         private = _row(

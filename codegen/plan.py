@@ -65,7 +65,10 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class EntryPlan:
-    """One entry: its signature, its arena (bytes per slot, the largest of several expressions) and its calls."""
+    """One entry: its signature, its arena (bytes per slot, the largest of several expressions) and its calls.
+
+    ``states`` pairs the number of an input with that of the output that takes its place in the next call.
+    """
 
     name: str
     symbols: tuple[Symbol, ...]
@@ -73,6 +76,12 @@ class EntryPlan:
     outputs: tuple[tuple[str, TensorType], ...]
     slots: tuple[tuple[Dim, ...], ...]
     calls: tuple[Call, ...]
+    states: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def state_types(self) -> tuple[tuple[str, TensorType], ...]:
+        """Name and type of every state; the name is the output's."""
+        return tuple((self.outputs[output][0], self.inputs[input][1]) for input, output in self.states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +101,7 @@ def make_plan(module: Module, declared: Module | None = None) -> Plan:
             possibly under another type: complex tensors are pairs of real numbers after the passes.
 
     Raises:
-        CoilError: a symbol that no input axis determines.
+        CoilError: a symbol that no input axis determines, entries with different states.
     """
     names = _stored_names(module)
     arrays = {name: _stored_array(module, node) for node, name in names.items()}
@@ -101,8 +110,19 @@ def make_plan(module: Module, declared: Module | None = None) -> Plan:
     homes = {node: Ref("weight", index[name]) for node, name in names.items()}
     kernels: dict[Graph, str] = {}
     seen = (declared or module).entries
-    entries = tuple(_Entry(seen[name], graph, homes, kernels).plan(name) for name, graph in module.entries.items())
+    entries = tuple(
+        _Entry(seen.get(name, graph), graph, homes, kernels).plan(name) for name, graph in module.entries.items()
+    )
+    _agree_on_states(entries)
     return Plan(entries, weights, {name: body for body, name in kernels.items()})
+
+
+def _agree_on_states(entries: Sequence[EntryPlan]) -> None:
+    """States pass from entry to entry, so all entries that have any have the same."""
+    known = [entry for entry in entries if entry.states]
+    for entry in known[1:]:
+        if entry.state_types != known[0].state_types:
+            raise CoilError(f"entries '{known[0].name}' and '{entry.name}' have different states")
 
 
 def kernel_symbols(body: Graph) -> tuple[str, ...]:
@@ -139,7 +159,13 @@ class _Entry:
         inputs = tuple((v.node.attrs["name"], v.type) for v in self.declared.inputs)
         outputs = tuple((output, v.type) for output, v in self.declared.outputs)
         symbols = solve_symbols(name, self.graph, inputs)
-        return EntryPlan(name, symbols, inputs, outputs, self.memory.slots, (*calls, *self._copies()))
+        calls += self._copies()
+        return EntryPlan(name, symbols, inputs, outputs, self.memory.slots, tuple(calls), self._states())
+
+    def _states(self) -> tuple[tuple[int, int], ...]:
+        inputs = [v.node.attrs["name"] for v in self.declared.inputs]
+        outputs = [name for name, _ in self.declared.outputs]
+        return tuple((inputs.index(before), outputs.index(after)) for before, after in self.declared.states)
 
     def _place_caller_values(self) -> None:
         self.homes.update((v, Ref("input", i)) for i, v in enumerate(self.graph.inputs))
@@ -190,16 +216,17 @@ def solve_symbols(entry: str, graph: Graph, inputs: Sequence[tuple[str, TensorTy
 
 def _solve(entry: str, name: str, graph: Graph, inputs: Sequence[tuple[str, TensorType]]) -> Symbol:
     low, high = graph.ranges[name]
+    given = len(inputs) - len(graph.states)
     candidates = (
-        (scale != 1, offset != 0, i, axis, scale, offset)
+        (i >= given, scale != 1, offset != 0, i, axis, scale, offset)
         for i, (_, type_) in enumerate(inputs)
         for axis, dim in enumerate(type_.dims)
         for scale, offset in _affine(dim, name)
     )
-    best = min(candidates, default=None)
+    best = min(candidates, default=None)  # states last: in a session nobody gives them
     if best is None:
         raise CoilError(f"entry '{entry}': no input axis has the extent '{name}', so its value could never be known")
-    return Symbol(name, low, UNBOUNDED if high is None else high, *best[2:])
+    return Symbol(name, low, UNBOUNDED if high is None else high, *best[3:])
 
 
 def _affine(dim: Dim, name: str) -> Iterator[tuple[int, int]]:

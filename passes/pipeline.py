@@ -11,6 +11,7 @@ from coilc.ir import verify as promises
 from .canonicalise_reductions import canonicalise_reductions
 from .classify_scans import classify_scans
 from .decompose import decompose
+from .extract_state import extract_state
 from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
 from .lower_complex import lower_complex
@@ -25,8 +26,11 @@ from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph, run_stages, up_to
 
 
-def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
-    """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns."""
+def pipeline(claims: Collection[str], panel: int, entries: Collection[str] = ()) -> tuple[Stage, ...]:
+    """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns.
+
+    ``entries`` are those to build, some derived; none named: those that there are.
+    """
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
         Stage("clean", promises.any_graph, (reroll_loops, fold_constants, simplify)),
@@ -46,19 +50,21 @@ def pipeline(claims: Collection[str], panel: int) -> tuple[Stage, ...]:
                 fold_constants,
             ),
         ),
-        # 3. What the target wants. Out: real numbers only, weights in the layout of the kernels.
+        # 3. Entries. Out: those that were asked for; a sequence may come in pieces, with states from piece to piece.
+        Stage("specialise", promises.any_graph, (partial(extract_state, entries=entries),) if entries else ()),
+        # 4. What the target wants. Out: real numbers only, weights in the layout of the kernels.
         Stage(
             "choose",
             promises.any_graph,
             (lower_complex, partial(pack_weights, panel=panel, claims=claims), sink_transposes),
         ),
-        # 4. Few ops. Out: core ops, and the composites that the target has kernels for.
+        # 5. Few ops. Out: core ops, and the composites that the target has kernels for.
         Stage(
             "decompose",
             promises.core_or_claimed(claims),
             (partial(decompose, keep=claims), canonicalise_reductions, sink_transposes, fold_constants),
         ),
-        # 5. Kernels. Out: every computation in a group that becomes one kernel.
+        # 6. Kernels. Out: every computation in a group that becomes one kernel.
         Stage("fuse", promises.scheduled, (fuse_groups,)),
     )
 
@@ -68,6 +74,7 @@ def run_pipeline(
     claims: Collection[str] = frozenset(),
     *,
     panel: int = 32,
+    entries: Collection[str] = (),
     stop_after: str | None = None,
     observe: Observer | None = None,
 ) -> Module:
@@ -76,6 +83,7 @@ def run_pipeline(
     Args:
         claims: names of the composites that the target has kernels for.
         panel: columns per panel of packed weights.
+        entries: which entries to build; ``prefill`` and ``step`` can be derived. By default those of ``module``.
         stop_after: the last stage to run, by name.
         observe: called with ``"input"`` and the module, then with each stage's name and result.
 
@@ -84,7 +92,7 @@ def run_pipeline(
         InputError: ``stop_after`` names no stage.
     """
     promises.any_graph(module)
-    for name, result in run_stages(up_to(pipeline(claims, panel), stop_after), module):
+    for name, result in run_stages(up_to(pipeline(claims, panel, entries), stop_after), module):
         module = result
         if observe:
             observe(name, module)

@@ -13,3 +13,7 @@ class InputError(Exception):
 
 class RunError(Exception):
     """The native runtime refused to run: out of memory, a kernel that failed, a session used from two threads."""
+
+
+class StateError(Exception):
+    """A saved state is damaged, of another model, or of a newer version."""

@@ -14,7 +14,7 @@ from threading import Lock
 
 from .errors import ArtifactError, RunError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 TraceFunction = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(c_void_p), c_int32)
 _Pointers = Sequence[int]
 
@@ -71,6 +71,11 @@ class Library:
             raise ArtifactError(f"'{path}' has ABI {found}, this coilc needs {ABI_VERSION}: recompile the artifact")
         _declare(self.native)
 
+    def retain(self) -> None:
+        """Count one more ``load``."""
+        with Library._lock:
+            self.users += 1
+
     def release(self) -> None:
         """Give back one ``load``. Called by finalizers, which may run anywhere, so it never waits for the lock."""
         Library._released.append(self)
@@ -113,6 +118,15 @@ def _declare(native: ctypes.CDLL) -> None:
         "coil_session_memory": (c_uint64, [c_void_p]),
         "coil_session_run": (c_int, [c_void_p, c_int32, pointers, pointers]),
         "coil_session_trace": (c_int, [c_void_p, c_int32, pointers, pointers, TraceFunction, c_void_p]),
+        "coil_state_open": (c_int, [c_int32, pointers]),
+        "coil_state_close": (None, [c_void_p]),
+        "coil_state_reset": (c_int, [c_void_p]),
+        "coil_state_rewind": (c_int, [c_void_p, c_int32]),
+        "coil_state_fork": (c_int, [c_void_p, pointers]),
+        "coil_state_save": (c_int, [c_void_p, c_void_p, POINTER(c_uint64)]),
+        "coil_state_load": (c_int, [c_void_p, c_char_p, c_uint64]),
+        "coil_state_memory": (c_uint64, [c_void_p]),
+        "coil_session_advance": (c_int, [c_void_p, c_int32, c_void_p, pointers, pointers]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(native, name)
@@ -172,6 +186,11 @@ class NativeSession:
         native = self.library.native
         self.library.check(native.coil_session_run(self.handle, entry, _array(inputs), _array(outputs)))
 
+    def advance(self, entry: int, state: NativeState, inputs: _Pointers, outputs: _Pointers) -> None:
+        """Run a bound entry that has states; the addresses of states are ignored."""
+        native, arrays = self.library.native, (_array(inputs), _array(outputs))
+        self.library.check(native.coil_session_advance(self.handle, entry, state.handle, *arrays))
+
     def trace(self, entry: int, inputs: _Pointers, outputs: _Pointers, callback: object) -> None:
         """Run a bound entry and call ``callback(user, call, results, count)`` after each call."""
         native, arrays = self.library.native, (_array(inputs), _array(outputs))
@@ -180,6 +199,59 @@ class NativeSession:
 
 def _close_session(model: NativeModel, handle: c_void_p) -> None:
     model.library.native.coil_session_close(handle)
+
+
+class NativeState:
+    """What a sequence leaves behind for its next piece. Used by one thread at a time."""
+
+    def __init__(self, library: Library, handle: c_void_p) -> None:
+        self.library, self.handle = library, handle
+        # It needs the library's code until it is closed, and may outlive the model.
+        library.retain()
+        weakref.finalize(self, _close_state, library, handle).atexit = False
+
+    @staticmethod
+    def open(library: Library, history: int) -> NativeState:
+        """A state at the start of a sequence; the last ``history`` calls can be undone."""
+        handle = c_void_p()
+        library.check(library.native.coil_state_open(history, byref(handle)))
+        return NativeState(library, handle)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the state and its history have reserved."""
+        return int(self.library.native.coil_state_memory(self.handle))
+
+    def reset(self) -> None:
+        """Back to the start of a sequence."""
+        self.library.check(self.library.native.coil_state_reset(self.handle))
+
+    def rewind(self, calls: int) -> None:
+        """Undo the last calls."""
+        self.library.check(self.library.native.coil_state_rewind(self.handle, calls))
+
+    def fork(self) -> NativeState:
+        """A second state that continues from here."""
+        handle = c_void_p()
+        self.library.check(self.library.native.coil_state_fork(self.handle, byref(handle)))
+        return NativeState(self.library, handle)
+
+    def save(self) -> bytes:
+        """The state as bytes."""
+        size = c_uint64()
+        self.library.check(self.library.native.coil_state_save(self.handle, None, byref(size)))
+        memory = ctypes.create_string_buffer(size.value)
+        self.library.check(self.library.native.coil_state_save(self.handle, memory, byref(size)))
+        return memory.raw
+
+    def load(self, data: bytes) -> None:
+        """Continue a saved state."""
+        self.library.check(self.library.native.coil_state_load(self.handle, data, len(data)))
+
+
+def _close_state(library: Library, handle: c_void_p) -> None:
+    library.native.coil_state_close(handle)
+    library.release()
 
 
 def _array(addresses: _Pointers) -> ctypes.Array[c_void_p]:

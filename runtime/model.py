@@ -16,7 +16,8 @@ import numpy as np
 from .arrays import address, empty, is_torch, storage_dtype, to_numpy, to_torch
 from .artifact import LIBRARY, WEIGHTS, Artifact, read_artifact
 from .errors import InputError, RunError
-from .library import NativeModel, NativeSession, TraceFunction
+from .library import NativeModel, NativeSession, NativeState, TraceFunction
+from .session import Session
 from .signature import Binding, Entry, Tensor, suggestion
 
 _Array = np.ndarray[Any, Any]
@@ -136,6 +137,24 @@ class Model:
                 raise
         return _results(request, inputs)
 
+    def session(self, history: int = 1) -> Session:
+        """The start of a sequence that is run piece by piece; see ``Session``.
+
+        Args:
+            history: how many calls ``rewind`` can undo; each costs the memory of one state.
+
+        Raises:
+            InputError: the artifact has no entries with states, or ``history`` is not positive.
+        """
+        stateful = [entry for entry in self._entries.values() if entry.state_count]
+        if not stateful:
+            raise InputError(
+                f"'{self.path}' keeps no state between calls; compile it with the entries 'prefill' and 'step'"
+            )
+        if not 1 <= history <= 1 << 20:
+            raise InputError(f"the history must be between 1 and {1 << 20} calls, not {history}")
+        return Session(self._advance, NativeState.open(self._native.library, history))
+
     def describe(self) -> dict[str, Any]:
         """The manifest: entries with their inputs, outputs and symbols, target, sizes, options, versions."""
         return copy.deepcopy(dict(self._manifest))
@@ -148,10 +167,30 @@ class Model:
     def _default_entry(self) -> str:
         return next(iter(self._entries)) if len(self._entries) == 1 else "main"
 
-    def _request(self, name: str, given: Mapping[str, Any]) -> _Request:
+    def _advance(self, name: str, state: NativeState, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Run one entry on a state that the native runtime keeps."""
+        entry = self._entry(name)
+        if not entry.state_count:
+            raise InputError(f"entry '{name}' keeps no state; run it with the model instead of a session")
+        request = self._checked(entry.in_session, inputs)
+        given, wanted = request.addresses
+        outputs = [0] * len(entry.outputs)
+        for place, start in zip(entry.results, wanted, strict=True):
+            outputs[place] = start
+        with self._session(request) as session:
+            session.advance(entry.index, state, [*given, *[0] * entry.state_count], outputs)
+        return _results(request, inputs)
+
+    def _entry(self, name: str) -> Entry:
         entry = self._entries.get(name)
         if entry is None:
             raise InputError(f"'{self.path}' has no entry '{name}'{suggestion(name, self._entries)}")
+        return entry
+
+    def _request(self, name: str, given: Mapping[str, Any]) -> _Request:
+        return self._checked(self._entry(name), given)
+
+    def _checked(self, entry: Entry, given: Mapping[str, Any]) -> _Request:
         values = entry.order(given)
         inputs = [to_numpy(value, tensor) for value, tensor in zip(values, entry.inputs, strict=True)]
         binding = entry.bind([array.shape for array in inputs])

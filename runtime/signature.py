@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from .errors import InputError
@@ -112,8 +114,21 @@ class Entry:
         self.inputs = tuple(map(Tensor.read, row["inputs"]))
         self.outputs = tuple(map(Tensor.read, row["outputs"]))
         self.symbols = tuple(Symbol(**symbol) for symbol in row["symbols"])
+        states = row.get("states", ())
+        self.state_count = len(states)  # they are the last inputs
+        after = {state["output"] for state in states}
+        self.results = tuple(i for i in range(len(self.outputs)) if i not in after)
         self._call_rows = row["calls"]
         self._bindings: dict[tuple[Shape, ...], Binding] = {}
+
+    @cached_property
+    def in_session(self) -> Entry:
+        """The entry as a session sees it: states are neither given nor returned."""
+        seen = copy.copy(self)
+        seen.inputs = self.inputs[: len(self.inputs) - self.state_count]
+        seen.outputs = tuple(self.outputs[i] for i in self.results)
+        seen._bindings = {}
+        return seen
 
     @property
     def calls(self) -> tuple[Call, ...]:

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define COIL_ABI_VERSION 1
+#define COIL_ABI_VERSION 2
 #define COIL_API __attribute__((visibility("default")))
 
 typedef enum coil_status {
@@ -35,7 +35,8 @@ typedef enum coil_status {
     COIL_UNBOUND = 5,  /* coil_session_bind has not succeeded for this entry */
     COIL_BUSY = 6,     /* another thread is using the session */
     COIL_KERNEL = 7,   /* a kernel refused its operands or ran out of scratch */
-    COIL_STOPPED = 8   /* the trace callback asked to stop */
+    COIL_STOPPED = 8,  /* the trace callback asked to stop */
+    COIL_STATE = 9     /* a saved state is damaged, another model's or from a newer version */
 } coil_status;
 
 /* What a library computes. Every pointer is constant and lives as long as the library. */
@@ -53,11 +54,17 @@ typedef struct coil_tensor {
     int32_t rank;
 } coil_tensor;
 
+typedef struct coil_link {
+    int32_t input, output; /* what the output gives, the input takes in the next call */
+} coil_link;
+
 typedef struct coil_entry {
     const char *name;
     int32_t symbol_count, input_count, output_count, call_count;
     const coil_symbol *symbols;
     const coil_tensor *inputs, *outputs;
+    int32_t state_count; /* 0, or the model's: entries with states have the same ones in the same order */
+    const coil_link *states;
 } coil_entry;
 
 typedef struct coil_description {
@@ -66,6 +73,8 @@ typedef struct coil_description {
     const coil_entry *entries;
     uint64_t weights_bytes; /* exact size of the weights file; 0: the model has no weights */
     uint64_t scratch_bytes; /* per thread */
+    int32_t state_count;
+    const char *identity; /* 64 hexadecimal digits: models with equal ones can continue each other's states */
 } coil_description;
 
 typedef struct coil_options {
@@ -77,6 +86,7 @@ typedef struct coil_options {
 
 typedef struct coil_model coil_model;
 typedef struct coil_session coil_session;
+typedef struct coil_state coil_state;
 
 /* COIL_ABI_VERSION of the library; a program built against another one must not use it. */
 COIL_API uint32_t coil_abi_version(void);
@@ -124,6 +134,40 @@ typedef int (*coil_trace)(void *user, int32_t call, const void *const *results, 
 /* coil_session_run with a look at every intermediate result. Also COIL_STOPPED. */
 COIL_API int coil_session_trace(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs,
                                 coil_trace callback, void *user);
+
+/* States: what a sequence leaves behind for the next piece of it. A session is the machinery (threads, arena), a state
+ * is data: any number of states can take turns on one session. A state is used by one thread at a time. */
+
+/* A state at the start of a sequence, all zeros. The last `history` calls (1 or more) can be undone; each costs the
+ * memory of one state. COIL_ARGUMENT (also: the model has no states), COIL_MEMORY. */
+COIL_API int coil_state_open(int32_t history, coil_state **state);
+
+/* Release the memory. NULL is allowed. */
+COIL_API void coil_state_close(coil_state *state);
+
+/* Run a bound entry that has states: those come from `state` and go back to it when the run succeeds, without copies;
+ * their pointers in `inputs` and `outputs` are ignored. The first call reserves memory, later ones allocate nothing.
+ * Also COIL_ARGUMENT when the entry is bound to other dims of states. */
+COIL_API int coil_session_advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
+                                  void *const *outputs);
+
+/* Back to the start of a sequence. */
+COIL_API int coil_state_reset(coil_state *state);
+
+/* Undo the last `calls` successful runs. Copies nothing. COIL_ARGUMENT when fewer are kept. */
+COIL_API int coil_state_rewind(coil_state *state, int32_t calls);
+
+/* A second state that continues from here; one copy, without the history. */
+COIL_API int coil_state_fork(const coil_state *state, coil_state **copy);
+
+/* Write the state to `memory` of `*bytes` bytes; `*bytes` becomes what it needs, and with NULL nothing is written. */
+COIL_API int coil_state_save(const coil_state *state, void *memory, uint64_t *bytes);
+
+/* Continue a saved state. COIL_STATE when it cannot be used; the state is then what it was. */
+COIL_API int coil_state_load(coil_state *state, const void *memory, uint64_t bytes);
+
+/* Bytes that the state and its history have reserved. */
+COIL_API uint64_t coil_state_memory(const coil_state *state);
 
 #ifdef __cplusplus
 }

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from .comparison import Report, compare
     from .frontend.torch_export import export, import_program
     from .ir import CoilError, Module, UnsupportedError
-    from .runtime import ArtifactError, InputError, RunError, load
+    from .runtime import ArtifactError, InputError, RunError, Session, StateError, load
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArtifactError", "CoilError", "InputError", "Module", "Report", "RunError", "UnsupportedError", "bundle", "compare",
-    "compile", "export", "import_program", "load",
+    "ArtifactError", "CoilError", "InputError", "Module", "Report", "RunError", "Session", "StateError",
+    "UnsupportedError", "bundle", "compare", "compile", "export", "import_program", "load",
 ]  # fmt: skip
 
 _HOME = {
@@ -36,6 +36,8 @@ _HOME = {
     "Module": "ir",
     "Report": "comparison",
     "RunError": "runtime",
+    "Session": "runtime",
+    "StateError": "runtime",
     "UnsupportedError": "ir",
     "bundle": "codegen.bundle",
     "compare": "comparison",

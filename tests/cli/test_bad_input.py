@@ -23,7 +23,7 @@ from .conftest import Cli
         (["compile", "{zoo}:fixed", "--dynamic", "x=L"], "--dynamic x=L: write INPUT.AXIS=NAME"),
         (["compile", "{zoo}:fixed", "--dynamic", "y.0=L"], "'y'"),
         (["compile", "{zoo}:fixed", "--target", "vax"], "there is no target 'vax'"),
-        (["compile", "{zoo}:fixed", "--entries", "step"], "the program has no entry 'step'; it has main"),
+        (["compile", "{zoo}:fixed", "--entries", "step"], "entry 'main' has no symbol 'L'"),
         (["run", "{scale}"], "needs the input 'x'"),
         (["run", "{scale}", "--random", "--entry", "step"], "no entry 'step'"),
         (["run", "{scale}", "--random", "--dim", "L=3"], "there is no such dim; the dynamic dims are B"),

@@ -191,7 +191,7 @@ def test_entries_can_be_chosen(module: Module, tmp_path: Path) -> None:
 def test_progress_names_every_stage(module: Module, tmp_path: Path) -> None:
     seen: list[tuple[str, bool]] = []
     compile(module, tmp_path / "m.coil", progress=lambda stage, seconds: seen.append((stage, seconds is None)))
-    stages = ["import", "passes", "plan", "kernels", "link", "write"]
+    stages = ["import", "passes", "plan", "kernels", "write", "link"]
     assert seen == [(stage, starts) for stage in stages for starts in (True, False)]
 
 

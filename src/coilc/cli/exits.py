@@ -27,7 +27,7 @@ class Exit(IntEnum):
 # The first row that fits decides.
 _CODES: tuple[tuple[tuple[type[BaseException], ...], Exit], ...] = (
     ((KeyboardInterrupt,), Exit.INTERRUPTED),
-    ((runtime_errors.ArtifactError, runtime_errors.RunError), Exit.ARTIFACT),
+    ((runtime_errors.ArtifactError, runtime_errors.RunError, runtime_errors.StateError), Exit.ARTIFACT),
     ((InputError, runtime_errors.InputError, ParseError, OSError), Exit.BAD_INPUT),
     ((CoilError,), Exit.UNSUPPORTED),
 )

@@ -1,0 +1,280 @@
+/* state.c: what a model remembers between calls: a ring of buffers, one per call that can be undone. */
+#include "internal.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { STATE_VERSION = 1, MAX_RANK = 64 };
+
+struct coil_state {
+    int32_t slots, now, undo; /* of the ring; the current one; how many before it are intact */
+    uint64_t calls;           /* since the start of the sequence; 0: everything is zero */
+    size_t bytes;             /* of one slot */
+    size_t *sizes, *offsets;  /* per state, in a slot */
+    size_t *wanted;           /* sizes that a call or a file asks for */
+    unsigned char *memory;
+    const void **inputs;
+    void **outputs;
+    _Atomic bool busy;
+};
+
+/* A saved state: this, the size of every state (uint64_t), and one slot. */
+typedef struct saved {
+    char magic[8];
+    uint32_t version, count;
+    char identity[64];
+    uint64_t calls, bytes, checksum; /* the checksum is that of the file with this field 0 */
+} saved;
+
+static const char magic[8] = {'c', 'o', 'i', 'l', 's', 't', 'a', 't'};
+
+static int32_t state_count(void) { return coil_plan.description.state_count; }
+
+static unsigned char *slot(const coil_state *state, int32_t index) {
+    return state->memory + (size_t)index * state->bytes;
+}
+
+/* FNV-1a, 64 bits. */
+static uint64_t checksum(uint64_t hash, const void *memory, size_t bytes) {
+    const unsigned char *at = memory;
+    for (size_t i = 0; i < bytes; i++) hash = (hash ^ at[i]) * UINT64_C(0x100000001b3);
+    return hash;
+}
+
+static const uint64_t checksum_start = UINT64_C(0xcbf29ce484222325);
+
+static int32_t most(bool outputs) {
+    int32_t count = 1;
+    for (int32_t i = 0; i < coil_plan.description.entry_count; i++) {
+        const coil_entry *entry = &coil_plan.description.entries[i];
+        int32_t here = outputs ? entry->output_count : entry->input_count;
+        count = here > count ? here : count;
+    }
+    return count;
+}
+
+int coil_state_open(int32_t history, coil_state **state) {
+    if (!state) return coil_fail(COIL_ARGUMENT, "coil_state_open needs a place for the state");
+    *state = NULL;
+    if (!state_count()) return coil_fail(COIL_ARGUMENT, "the model has no states");
+    if (history < 1 || history > 1 << 20)
+        return coil_fail(COIL_ARGUMENT, "a history of %d calls is not possible, use 1 to 1048576", history);
+    coil_state *opened = calloc(1, sizeof *opened);
+    if (!opened) return coil_fail(COIL_MEMORY, "out of memory");
+    opened->slots = history + 1;
+    opened->sizes = calloc((size_t)state_count(), sizeof *opened->sizes);
+    opened->offsets = calloc((size_t)state_count(), sizeof *opened->offsets);
+    opened->wanted = calloc((size_t)state_count(), sizeof *opened->wanted);
+    opened->inputs = calloc((size_t)most(false), sizeof *opened->inputs);
+    opened->outputs = calloc((size_t)most(true), sizeof *opened->outputs);
+    if (!opened->sizes || !opened->offsets || !opened->wanted || !opened->inputs || !opened->outputs) {
+        coil_state_close(opened);
+        return coil_fail(COIL_MEMORY, "out of memory");
+    }
+    *state = opened;
+    return COIL_OK;
+}
+
+void coil_state_close(coil_state *state) {
+    if (!state) return;
+    coil_unmap(state->memory, (size_t)state->slots * state->bytes);
+    free(state->sizes);
+    free(state->offsets);
+    free(state->wanted);
+    free(state->inputs);
+    free(state->outputs);
+    free(state);
+}
+
+uint64_t coil_state_memory(const coil_state *state) { return state ? (uint64_t)state->slots * state->bytes : 0; }
+
+int coil_state_reset(coil_state *state) {
+    if (!state) return coil_fail(COIL_ARGUMENT, "the state is NULL");
+    if (state->bytes) memset(slot(state, state->now), 0, state->bytes);
+    state->undo = 0, state->calls = 0;
+    return COIL_OK;
+}
+
+int coil_state_rewind(coil_state *state, int32_t calls) {
+    if (!state) return coil_fail(COIL_ARGUMENT, "the state is NULL");
+    if (calls < 0 || calls > state->undo)
+        return coil_fail(COIL_ARGUMENT, "cannot go back %d calls: the last %d are kept", calls, state->undo);
+    state->now = (state->now + state->slots - calls) % state->slots;
+    state->undo -= calls, state->calls -= (uint64_t)calls;
+    return COIL_OK;
+}
+
+/* Give the state room for `sizes`; what it held is lost, unless this fails. */
+static int resize(coil_state *state, const size_t *sizes) {
+    size_t bytes = 0, total;
+    for (int32_t i = 0; i < state_count(); i++)
+        if (__builtin_add_overflow(bytes, round_up(sizes[i], ALIGNMENT), &bytes))
+            return coil_fail(COIL_MEMORY, "the states overflow the address space");
+    if (__builtin_mul_overflow(bytes, (size_t)state->slots, &total))
+        return coil_fail(COIL_MEMORY, "the states overflow the address space");
+    unsigned char *memory = bytes ? coil_map(total) : NULL;
+    if (bytes && !memory) return coil_fail(COIL_MEMORY, "could not reserve %zu bytes for states", total);
+    coil_unmap(state->memory, (size_t)state->slots * state->bytes);
+    state->memory = memory, state->bytes = bytes, state->now = 0, state->undo = 0, state->calls = 0;
+    size_t offset = 0;
+    for (int32_t i = 0; i < state_count(); i++) {
+        state->sizes[i] = sizes[i], state->offsets[i] = offset;
+        offset += round_up(sizes[i], ALIGNMENT);
+    }
+    return COIL_OK;
+}
+
+int coil_state_fork(const coil_state *state, coil_state **copy) {
+    if (!state || !copy) return coil_fail(COIL_ARGUMENT, "coil_state_fork needs a state and a place for the copy");
+    int code = coil_state_open(state->slots - 1, copy);
+    if (!code) code = resize(*copy, state->sizes);
+    if (code) {
+        coil_state_close(*copy);
+        *copy = NULL;
+        return code;
+    }
+    if (state->bytes) memcpy(slot(*copy, 0), slot(state, state->now), state->bytes);
+    (*copy)->calls = state->calls;
+    return COIL_OK;
+}
+
+/* Running. */
+
+static size_t element_bytes(const char *dtype) {
+    while (*dtype && (*dtype < '0' || *dtype > '9')) dtype++;
+    return *dtype ? (size_t)atoi(dtype) / 8 : 1; /* "bool" */
+}
+
+/* What the states of a bound entry need, into `state->wanted`. */
+static int measure(const coil_session *session, int32_t entry, coil_state *state) {
+    const coil_entry *info = &coil_plan.description.entries[entry];
+    for (int32_t i = 0; i < state_count(); i++) {
+        const coil_tensor *input = &info->inputs[info->states[i].input];
+        int64_t dims[MAX_RANK];
+        if (input->rank > MAX_RANK) return coil_fail(COIL_ARGUMENT, "state '%s' has too many axes", input->name);
+        int code = coil_session_dims(session, entry, 0, info->states[i].input, dims);
+        if (code) return code;
+        state->wanted[i] = element_bytes(input->dtype);
+        for (int32_t axis = 0; axis < input->rank; axis++) state->wanted[i] *= (size_t)dims[axis];
+    }
+    return COIL_OK;
+}
+
+/* The first call after a reset sets the sizes; later ones must agree. */
+static int fit(const coil_session *session, int32_t entry, coil_state *state) {
+    int code = measure(session, entry, state);
+    if (code || !memcmp(state->wanted, state->sizes, (size_t)state_count() * sizeof *state->sizes)) return code;
+    if (!state->calls) return resize(state, state->wanted);
+    return coil_fail(COIL_ARGUMENT, "entry '%s' is bound to other dims than the state was made for: reset the state",
+                     coil_plan.description.entries[entry].name);
+}
+
+static void place(coil_state *state, const coil_entry *entry, const void *const *inputs, void *const *outputs) {
+    int32_t next = (state->now + 1) % state->slots;
+    for (int32_t i = 0; i < entry->input_count; i++) state->inputs[i] = inputs ? inputs[i] : NULL;
+    for (int32_t i = 0; i < entry->output_count; i++) state->outputs[i] = outputs ? outputs[i] : NULL;
+    for (int32_t i = 0; i < entry->state_count; i++) {
+        state->inputs[entry->states[i].input] = slot(state, state->now) + state->offsets[i];
+        state->outputs[entry->states[i].output] = slot(state, next) + state->offsets[i];
+    }
+}
+
+static int advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
+                   void *const *outputs) {
+    int code = fit(session, entry, state);
+    if (code) return code;
+    place(state, &coil_plan.description.entries[entry], inputs, outputs);
+    if (state->undo == state->slots - 1) state->undo--; /* the oldest one is written over, even by a run that fails */
+    if ((code = coil_session_run(session, entry, state->inputs, state->outputs))) return code;
+    state->now = (state->now + 1) % state->slots;
+    state->undo++, state->calls++;
+    return COIL_OK;
+}
+
+int coil_session_advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
+                         void *const *outputs) {
+    if (!session || !state) return coil_fail(COIL_ARGUMENT, "coil_session_advance needs a session and a state");
+    if (entry < 0 || entry >= coil_plan.description.entry_count || !coil_plan.description.entries[entry].state_count)
+        return coil_fail(COIL_ARGUMENT, "entry %d does not exist or has no states", entry);
+    if (atomic_exchange(&state->busy, true)) return coil_fail(COIL_BUSY, "another thread is using the state");
+    int code = advance(session, entry, state, inputs, outputs);
+    atomic_store(&state->busy, false);
+    return code;
+}
+
+/* Saving. */
+
+static uint64_t digest(const saved *header, const unsigned char *rest, size_t bytes) {
+    saved plain = *header;
+    plain.checksum = 0;
+    return checksum(checksum(checksum_start, &plain, sizeof plain), rest, bytes);
+}
+
+static size_t table_bytes(void) { return (size_t)state_count() * sizeof(uint64_t); }
+
+int coil_state_save(const coil_state *state, void *memory, uint64_t *bytes) {
+    if (!state || !bytes) return coil_fail(COIL_ARGUMENT, "coil_state_save needs a state and a place for the size");
+    uint64_t room = *bytes;
+    *bytes = sizeof(saved) + table_bytes() + state->bytes;
+    if (!memory) return COIL_OK;
+    if (room < *bytes)
+        return coil_fail(COIL_ARGUMENT, "the state needs %llu bytes, there is room for %llu",
+                         (unsigned long long)*bytes, (unsigned long long)room);
+    saved header = {.version = STATE_VERSION, .count = (uint32_t)state_count(), .calls = state->calls};
+    header.bytes = state->bytes;
+    memcpy(header.magic, magic, sizeof magic);
+    memcpy(header.identity, coil_plan.description.identity, sizeof header.identity);
+    unsigned char *rest = (unsigned char *)memory + sizeof header;
+    for (int32_t i = 0; i < state_count(); i++) {
+        uint64_t size = state->sizes[i];
+        memcpy(rest + (size_t)i * sizeof size, &size, sizeof size);
+    }
+    if (state->bytes) memcpy(rest + table_bytes(), slot(state, state->now), state->bytes);
+    header.checksum = digest(&header, rest, table_bytes() + state->bytes);
+    memcpy(memory, &header, sizeof header);
+    return COIL_OK;
+}
+
+static int check_saved(const saved *header, const unsigned char *rest, uint64_t bytes) {
+    if (bytes < sizeof header->magic || memcmp(header->magic, magic, sizeof magic))
+        return coil_fail(COIL_STATE, "it is no saved state");
+    if (bytes >= 12 && header->version > STATE_VERSION)
+        return coil_fail(COIL_STATE, "it has version %u, this model reads versions up to %d", header->version,
+                         STATE_VERSION);
+    if (bytes < sizeof *header) return coil_fail(COIL_STATE, "it is cut off");
+    if (memcmp(header->identity, coil_plan.description.identity, sizeof header->identity))
+        return coil_fail(COIL_STATE, "it is the state of another model");
+    if (header->count != (uint32_t)state_count() || bytes - sizeof *header < table_bytes() ||
+        bytes - sizeof *header - table_bytes() != header->bytes)
+        return coil_fail(COIL_STATE, "it is cut off or has bytes too many");
+    if (digest(header, rest, bytes - sizeof *header) != header->checksum)
+        return coil_fail(COIL_STATE, "its content does not match its checksum");
+    return COIL_OK;
+}
+
+/* The sizes in the table, into `state->wanted`; they fill the slot exactly. */
+static int read_table(coil_state *state, const saved *header, const unsigned char *rest) {
+    uint64_t total = 0;
+    for (int32_t i = 0; i < state_count(); i++) {
+        uint64_t size;
+        memcpy(&size, rest + (size_t)i * sizeof size, sizeof size);
+        if (size > header->bytes) return coil_fail(COIL_STATE, "its sizes contradict each other");
+        state->wanted[i] = (size_t)size;
+        total += round_up((size_t)size, ALIGNMENT);
+    }
+    return total == header->bytes ? COIL_OK : coil_fail(COIL_STATE, "its sizes contradict each other");
+}
+
+int coil_state_load(coil_state *state, const void *memory, uint64_t bytes) {
+    if (!state || !memory) return coil_fail(COIL_ARGUMENT, "coil_state_load needs a state and memory to read");
+    saved header = {0};
+    memcpy(&header, memory, bytes < sizeof header ? (size_t)bytes : sizeof header);
+    const unsigned char *rest = (const unsigned char *)memory + sizeof header;
+    int code = check_saved(&header, rest, bytes);
+    if (!code) code = read_table(state, &header, rest);
+    if (!code) code = resize(state, state->wanted);
+    if (code) return code;
+    if (state->bytes) memcpy(slot(state, 0), rest + table_bytes(), state->bytes);
+    state->calls = header.calls;
+    return COIL_OK;
+}

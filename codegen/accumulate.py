@@ -71,14 +71,12 @@ class Accumulator:
         width = self.width
         if width == 1:
             return bind(self._typed(self.buffer[index(0)]))
-        vector = bind(self.buffer[tirx.Ramp(index(0), index(1), width)])
+        vector = bind(self.buffer[tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), width)])
         while width > 2:
             width //= 2
             dtype = f"{register_dtype(self.dtype)}x{width}"
             vector = bind(STEPS[self.op][1](T.vectorlow(dtype, vector), T.vectorhigh(dtype, vector)))
-        first, second = (bind(tirx.Shuffle.extract_element(vector, i)) for i in (0, 1)) if hasattr(
-            tirx.Shuffle, "extract_element"
-        ) else (bind(tirx.Shuffle([vector], [i])) for i in (0, 1))
+        first, second = (bind(tirx.Shuffle([vector], [i])) for i in (0, 1))
         return bind(self._typed(STEPS[self.op][1](first, second)))
 
     def _typed(self, value: Expr) -> Expr:

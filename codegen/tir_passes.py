@@ -7,14 +7,36 @@ re-analyse every binding of the long scalar code in our kernels, which takes sec
 from __future__ import annotations
 
 import tvm
+import tvm_ffi
 from tvm import tirx
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx import compilation_pipeline
 
 PIPELINE = "coilc"
 
+
+
+def _show_ramp(sum_: tirx.Add) -> tvm.ir.Expr:
+    """``broadcast(a) + ramp(b)`` as the ramp that it is: only an index of that form is one vector access."""
+    a, b = sum_.a, sum_.b
+    if isinstance(a, tirx.Broadcast) and isinstance(b, tirx.Ramp):
+        return tirx.Ramp(b.base if _is_zero(a.value) else a.value + b.base, b.stride, b.lanes)
+    return sum_
+
+
+def _is_zero(x: tvm.ir.Expr) -> bool:
+    return isinstance(x, tirx.IntImm) and int(x.value) == 0
+
+
+@tvm.transform.module_pass(opt_level=0)
+def _show_ramps(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Undo what ``FlattenBuffer`` does to explicit vector indices: it adds a broadcast zero."""
+    return tvm_ffi.structural_map(module, (tirx.Add, _show_ramp))
+
+
 _PASSES = (
     tirx.transform.FlattenBuffer(),
+    _show_ramps,
     tirx.transform.VectorizeLoop(True),
     tirx.transform.UnrollLoop(),
     tirx.transform.VerifyMemory(),

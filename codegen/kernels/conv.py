@@ -172,10 +172,9 @@ def _masked(k: Anchor, tile: Tile, seen: tirx.Buffer, lead: list[Expr], at: Expr
         first, end = (bind(_int32(v, tile.width)) for v in (-at, extent - at))
         mask = tirx.And(lane >= T.broadcast(first, tile.width), lane < T.broadcast(end, tile.width))
         offset = k.kernel.reader.offset([*lead, at], x.dims)
-        loaded = T.masked_load(vector, buffer, tirx.Ramp(offset, i64(1), tile.width), mask)
-        T.buffer_store(
-            seen, tirx.Select(mask, loaded, T.broadcast(zero, tile.width)), [tirx.Ramp(i64(0), i64(1), tile.width)]
-        )
+        window = T.decl_buffer((tile.width,), str(buffer.dtype), data=T.address_of(buffer[offset]))
+        loaded = T.masked_load(vector, window, lane, mask)
+        T.buffer_store(seen, tirx.Select(mask, loaded, T.broadcast(zero, tile.width)), [lane])
         return
     with lanes(tile.width) as j:
         place = at + j * i64(stride)

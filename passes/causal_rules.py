@@ -143,6 +143,14 @@ def gather(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     return pointwise(line, node, operands)
 
 
+@rule("attention")
+def attention(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
+    """Within one time, which is a batch axis; across times it would need a cache that grows."""
+    if any(o.axis not in (None, 0) for o in operands) or any(o.excess for o in operands):
+        raise Mixes("needs the keys and values of all earlier times, which are not kept")
+    return pointwise(line, node, operands)
+
+
 # --- movement -------------------------------------------------------------------------------------------------------
 
 

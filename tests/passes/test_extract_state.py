@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import zoo
 
 from coilc.frontend.torch_export import export
-from coilc.ir import Module, UnsupportedError, interpret, parse_graph, print_graph, verify
+from coilc.ir import InputError, Module, UnsupportedError, VerifyError, interpret, parse_graph, print_graph, verify
 from coilc.passes.extract_state import extract_state
 from coilc.passes.pipeline import run_pipeline
 
@@ -68,6 +68,11 @@ CAUSAL = {
         a: f32[B, L, 4] = sigmoid(x)
         v0, v1 = linear_scan(a, x, h, axis=1, reverse=False)
         return {"y": v0}""",
+    "attention within one time": """
+        v0: f32[B*L, 1, 4, 1] = reshape(x, dims=(B*L, 1, 4, 1))
+        v1: f32[B*L, 1, 4, 1] = attention(v0, v0, v0, scale=1.0, causal=False)
+        v2: f32[B, L, 4] = reshape(v1, dims=(B, L, 4))
+        return {"y": v2}""",
     "last element": """
         v0: f32[B, 1, 4] = slice(x, starts=(0, L - 1, 0), stops=(B, L, 4), steps=(1, 1, 1))
         v1: f32[B, 1, 4] = tanh(v0)
@@ -79,6 +84,8 @@ REFUSED = {
     "slice picks single times": "v0: f32[B, (L + 1)//2, 4] = slice(x, starts=(0, 0, 0), stops=(B, L, 4), steps=(1, 2, 1))",
     "slice looks ahead in time": """v1: f32[B, L + 1, 4] = pad(x, low=(0, 0, 0), high=(0, 1, 0), value=0.0)
         v0: f32[B, L, 4] = slice(v1, starts=(0, 1, 0), stops=(B, L + 1, 4), steps=(1, 1, 1))""",
+    "attention needs the keys and values of all earlier times": """v1: f32[B, 1, L, 4] = reshape(x, dims=(B, 1, L, 4))
+        v0: f32[B, 1, L, 4] = attention(v1, v1, v1, scale=1.0, causal=True)""",
     "scan runs backwards": """
         c: f32[()] = constant(value=array(f32, 1.0))
         h: f32[B, 4] = broadcast(c, dims=(B, 4))
@@ -161,6 +168,23 @@ def test_states_are_in_the_text(body: str) -> None:
 def test_refuses_what_is_not_causal(message: str) -> None:
     with pytest.raises(UnsupportedError, match=message):
         extract_state(module(REFUSED[message] + '\n        return {"y": v0}'))
+
+
+def test_needs_a_length() -> None:
+    graph = parse_graph('def main(x: f32[B, 4], *, B: dim[1:8]):\n    v0: f32[B, 4] = exp(x)\n    return {"y": v0}\n')
+    with pytest.raises(InputError, match="entry 'main' has no symbol 'L'"):
+        extract_state(Module({"main": graph}))
+    with pytest.raises(InputError, match="derived from the entry 'other', which the program does not have"):
+        extract_state(Module({"main": graph}), source="other")
+    with pytest.raises(InputError, match="has no entry 'stepp'; it has main"):
+        extract_state(Module({"main": graph}), ["stepp"])
+
+
+def test_states_need_successors() -> None:
+    text = 'def step(x: f32[4], h: f32[4] = "h"):\n    v0: f32[4] = add(x, h)\n    return {"%s": v0}\n'
+    verify.any_graph(Module({"step": parse_graph(text % "h")}))
+    with pytest.raises(VerifyError, match="state 'h' needs an output 'h' of its type"):
+        verify.any_graph(Module({"step": parse_graph(text % "y")}))
 
 
 def test_lists_every_refusal() -> None:

@@ -1,0 +1,47 @@
+"""Whole models: the same module compiled for AArch64 agrees with the interpreter, from one token to many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import zoo
+
+from coilc.codegen.compile import compile
+from coilc.frontend.torch_export import export
+from coilc.ir import Module, interpret
+
+from .emulate import Device
+
+pytestmark = pytest.mark.arm
+TOLERANCE = 1e-5  # of the largest magnitude of an output
+
+
+def export_case(case: zoo.Case) -> Module:
+    return export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+
+
+def check(device: Device, module: Module, inputs: dict[str, np.ndarray], folder: Path) -> None:
+    found = device.run(inputs, folder)
+    for name, expected in interpret(module, inputs).items():
+        error = np.abs(found[name] - expected).max() / np.abs(expected).max()
+        assert error <= TOLERANCE, f"{name}: {error:.1e}"
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_a_model_agrees_with_the_interpreter(name: str, tmp_path: Path) -> None:
+    case = getattr(zoo, name)()
+    module = export_case(case)
+    device = Device(compile(module, tmp_path / "m.coil", target="aarch64"))
+    assert device.program.stat().st_size < 200_000
+    for size in case.sizes:
+        check(device, module, {key: tensor.numpy() for key, tensor in case.make_inputs(**size).items()}, tmp_path)
+
+
+def test_every_extension_runs_where_it_is_there(tmp_path: Path) -> None:
+    """qemu's processor has them all; coil-run asks before it runs."""
+    case = zoo.mamba()
+    module = export_case(case)
+    device = Device(compile(module, tmp_path / "m.coil", target="aarch64+dotprod+fp16+i8mm+bf16"))
+    check(device, module, {key: tensor.numpy() for key, tensor in case.make_inputs(B=1, L=9).items()}, tmp_path)

@@ -13,6 +13,7 @@ from .build import bundle_command, compile_command
 from .checks import compare_command, doctor_command
 from .execute import run_command
 from .exits import report_and_exit
+from .generate import generate_command
 from .look import explain_command, inspect_command, opt_command
 from .tables import ops_command, targets_command
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile_command,
     "run": run_command,
+    "generate": generate_command,
     "bundle": bundle_command,
     "compare": compare_command,
     "inspect": inspect_command,

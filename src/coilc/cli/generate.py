@@ -1,0 +1,112 @@
+"""``coilc generate``."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Callable
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coilc.ir import InputError
+
+from .console import console, emit_json
+from .options import Artifact, Json, Threads
+
+if TYPE_CHECKING:
+    from coilc.runtime import Model
+
+Decode = Callable[[int], str]
+TOKENIZER = "tokenizer.json"
+
+
+def generate_command(
+    artifact: Artifact,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The text to continue.")],
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, help="How many tokens to add.")] = 128,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Sample among so many likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Sample among those that together are so probable.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Continue a text with a language model that was compiled with --entries prefill,step.
+
+    Text is cut into tokens by the tokenizer.json in the artifact, or into bytes when there is none.
+    """
+    from coilc.runtime import load
+    from coilc.runtime.generate import generate
+
+    model = load(artifact, threads)
+    ids, decode = tokenizer(artifact, prompt, vocabulary(model))
+    began, text = time.perf_counter(), ""
+    stream = generate(model, ids, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    first = next(stream)
+    prefilled = time.perf_counter()
+    for token in chain([first], islice(stream, tokens - 1)):
+        text += show(decode(token), quiet=json)
+    ended = time.perf_counter()
+    rates = {"prompt_tokens": len(ids), "prompt_per_s": len(ids) / (prefilled - began), "tokens": tokens}
+    rates |= {"tokens_per_s": (tokens - 1) / (ended - prefilled) if tokens > 1 else 0.0}
+    if json:
+        emit_json({"text": text, **rates})
+        return
+    typer.echo()
+    note = "{prompt_tokens} tokens of prompt at {prompt_per_s:.0f}/s, {tokens} generated at {tokens_per_s:.0f}/s"
+    console(stderr=True).print(note.format(**rates), markup=False)
+
+
+def show(text: str, *, quiet: bool) -> str:
+    """Write text as it comes, unless it is only collected."""
+    if not quiet:
+        typer.echo(text, nl=False)
+    return text
+
+
+def vocabulary(model: Model) -> int:
+    """How many tokens the model knows."""
+    from coilc.runtime.generate import signature
+
+    _, logits = signature(model)
+    outputs = model.describe()["entries"]["step"]["outputs"]
+    return int(next(t["dims"][-1] for t in outputs if t["name"] == logits))
+
+
+def tokenizer(artifact: Path, prompt: str, size: int) -> tuple[list[int], Decode]:
+    """The prompt's tokens, and a function from each next token to the text that it completes."""
+    if (artifact / TOKENIZER).is_file():
+        return from_file(artifact / TOKENIZER, prompt)
+    if size < 256:
+        raise InputError(f"{artifact} knows {size} tokens and has no {TOKENIZER}, so text cannot be cut into tokens")
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return list(prompt.encode()), lambda token: decoder.decode(bytes([token])) if token < 256 else ""
+
+
+def from_file(path: Path, prompt: str) -> tuple[list[int], Decode]:
+    """The same with the ``tokenizers`` library."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise InputError(f"{path} needs the package 'tokenizers': pip install tokenizers") from None
+    reader = Tokenizer.from_file(str(path))
+    return list(reader.encode(prompt).ids), growing(reader.decode)
+
+
+def growing(decode: Callable[[list[int]], str]) -> Decode:
+    """What each token adds to the text of all; an unfinished character waits for its rest."""
+    seen: list[int] = []
+    shown = [""]
+
+    def add(token: int) -> str:
+        seen.append(token)
+        text = decode(seen)
+        if text.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        new, shown[0] = text[len(shown[0]) :], text
+        return new
+
+    return add

@@ -39,9 +39,9 @@ def _absolute(x: Expr) -> Expr:
 
 
 def _sign(x: Expr) -> Expr:
-    if dtype_name(x).startswith("u"):
-        return select(x > const(0, x), const(1, x), const(0, x))
-    return select(x > const(0, x), const(1, x), select(x < const(0, x), const(-1, x), x))
+    """Zero for NaN."""
+    negative = const(0, x) if dtype_name(x).startswith("u") else select(x < const(0, x), const(-1, x), const(0, x))
+    return select(x > const(0, x), const(1, x), negative)
 
 
 def maximum(x: Expr, y: Expr) -> Expr:
@@ -120,9 +120,13 @@ def _floor_divide(x: Expr, y: Expr) -> Expr:
 
 def _float_floor_divide(x: Expr, y: Expr) -> Expr:
     """From the remainder, so that an exact quotient is not rounded up to the next integer."""
-    rest = _modulo(x, y)
-    quotient = bind(intrinsic("llvm.floor", bind((x - rest) / y) + const(0.5, x)))
-    return bind(select(tirx.EQ(y, const(0, y)), x / y, quotient))
+    rest = bind(math.remainder(x, y))
+    quotient = bind((x - rest) / y)
+    below = tirx.And(tirx.Not(tirx.EQ(rest, const(0, x))), _xor(rest < const(0, x), y < const(0, y)))
+    quotient = bind(select(below, quotient - const(1.0, x), quotient))
+    whole = bind(intrinsic("llvm.floor", quotient))
+    whole = bind(select(quotient - whole > const(0.5, x), whole + const(1.0, x), whole))
+    return bind(select(tirx.EQ(y, const(0, y)), x / y, whole))
 
 
 def _modulo(x: Expr, y: Expr) -> Expr:

@@ -268,7 +268,9 @@ def _log2_wide(x: Expr) -> Expr:
     s = bind((m - const(1.0, m)) / (m + const(1.0, m)))
     series = polynomial([2 / (k * log(2)) for k in range(15, 0, -2)], bind(s * s))
     result = bind(T.Cast("float64", exponent) + s * series)
-    result = select(tirx.EQ(x, const(0.0, x)), const(-1e300, m), select(tirx.EQ(x, const(inf, x)), const(1e300, m), result))
+    result = select(
+        tirx.EQ(x, const(0.0, x)), const(-1e300, m), select(tirx.EQ(x, const(inf, x)), const(1e300, m), result)
+    )
     return bind(result)
 
 

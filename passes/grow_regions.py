@@ -19,6 +19,8 @@ from .trace import record_refusal
 
 Kind = Literal["pointwise", "row", "reduce", "anchor"]
 
+# Their kernels build the result in the memory of the output, element by element in no fixed order.
+BUILT_IN_PLACE = frozenset({"sort", "scatter", "index_put"})
 LONGEST_TAIL = 256  # nodes a region may absorb before it reaches a single exit again
 
 
@@ -96,6 +98,8 @@ def seed_region(node: Node) -> Region:
 
 def grow(region: Region, seed: Node, uses: Uses, owner: Mapping[Node, Region]) -> list[Node]:
     """The longest extension of ``seed`` downstream that has a single exit."""
+    if seed.op.name in BUILT_IN_PLACE:
+        return [seed]
     members, best, seen = [seed], 1, {seed}
     queue = [(uses.position[n], n) for n in uses.first_result_readers[seed]]
     queue = list(dict(queue).items())

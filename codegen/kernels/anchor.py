@@ -8,7 +8,7 @@ from functools import cached_property
 
 from tvm.script.ir_builder import tirx as T
 
-from coilc.ir import Node, Value
+from coilc.ir import Node, UnsupportedError, Value
 from coilc.ir.core import topological_order
 from coilc.ir.dims import Dim, Dims
 
@@ -49,6 +49,17 @@ class Anchor:
             result = next(r.index for r in self.node.results if r in needed)
             found[result] = (*found.get(result, ()), position)
         return found
+
+    def require_no_epilogue(self) -> None:
+        """For templates that build their first result in the memory of the output.
+
+        Raises:
+            UnsupportedError: an output is computed from the first result.
+        """
+        followed = [v for i in self.outputs_of.get(0, ()) if (v := self.kernel.body.results[i]).node is not self.node]
+        if followed:
+            where = [(value.op.name, value.location) for value in followed]
+            raise UnsupportedError(f"nothing can be computed in the kernel of '{self.node.op.name}':", where)
 
     def has(self, operand: str) -> bool:
         return operand in self.operands

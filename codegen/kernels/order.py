@@ -94,6 +94,7 @@ def _increase(ranks: tirx.Buffer, i: Expr, count: Callable[[Expr], Expr]) -> Non
 
 def _sort_as_heap(s: Sequence, length: Expr) -> None:
     """Heap sort of the indices, or of the values when the indices are not wanted."""
+    s.k.require_no_epilogue()
     heap = _IndexHeap(s) if 1 in s.k.outputs_of else _ValueHeap(s)
     with serial(length) as i:
         heap.write(i, heap.initial(i))

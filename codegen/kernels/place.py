@@ -79,6 +79,7 @@ def _nest(k: Anchor, dims: Dims, body: Callable[[list[Expr]], None]) -> None:
 
 def _copy(k: Anchor) -> None:
     """The result starts as x."""
+    k.require_no_epilogue()
     *outer, last = k.dims(0) or (1,)
 
     def task(p: Expr) -> None:

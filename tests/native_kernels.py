@@ -18,7 +18,7 @@ from coilc.ir import Graph
 from coilc.ir import dims as d
 from coilc.ir.interpret import bind_symbols
 
-# Parallel loops run as three tasks in turn; workspaces come from the heap, poisoned.
+# Bound symbolically: a process that has loaded TVM exports the same names. Parallel loops run as three tasks in turn; workspaces come from the heap, poisoned.
 STUB = r"""
 #include <stdint.h>
 #include <stdlib.h>
@@ -62,7 +62,7 @@ class Kernels:
 
     def _link(self, folder: Path) -> None:
         (folder / "stub.c").write_text(STUB)
-        command = ["gcc", "-shared", "-O1", "-fPIC", "stub.c", "kernels.o", "-lm", "-o", "kernels.so"]
+        command = ["gcc", "-shared", "-O1", "-fPIC", "-Wl,-Bsymbolic", "stub.c", "kernels.o", "-lm", "-o", "kernels.so"]
         subprocess.run(command, cwd=folder, check=True, timeout=60)
 
     @cached_property

@@ -42,7 +42,7 @@ class Reader:
 
     Args:
         body: the fused body; its inputs are in memory.
-        buffers: for each value in memory, a flat buffer of its storage type.
+        buffers: for each value in memory, a buffer of its storage type, flat or with its dims.
         dims: for each symbol, an int64 expression.
     """
 
@@ -164,7 +164,7 @@ def _reshape(reader: Reader, value: Value, indices: Indices) -> Expr:
     source = x
     while source.op.name == "reshape" and source not in reader.buffers:
         (source,) = source.node.inputs
-    if source in reader.buffers:
+    if source in reader.buffers and len(reader.buffers[source].shape) == 1:
         return decode(reader.buffers[source][reader.offset(indices, value.dims)], source.type.dtype)
     return reader._read(x, tuple(regroup(reader, indices, value.dims, x.dims)))
 

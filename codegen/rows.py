@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import Graph, Value
 from coilc.ir import dims as d
 from coilc.ir.dims import Dims
-from coilc.ir.opdef import REDUCTION
+from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 
 from .accumulate import Accumulator
 from .kernel import Kernel
@@ -98,17 +98,17 @@ class Rows:
         found: dict[Value, int] = {}
         for stage in self.stages:
             for reduction in stage:
-                for value in self._operands_in_place(reduction.node.inputs[0]):
+                for value in self.read_in_place(reduction.node.inputs[0]):
                     if free and value not in found and self._pays(value, stage):
                         found[value] = free.pop()
         return found
 
     def _pays(self, value: Value, stage: tuple[Value, ...]) -> bool:
         later = [v.node.inputs[0] for s in self.stages if s is not stage for v in s] + list(self.body.results)
-        used_again = any(value in self._operands_in_place(root) for root in later)
-        return value.op.name in EXPENSIVE and value.type.dtype.name in ("f32", "f16", "bf16") and used_again
+        used_again = any(value in self.read_in_place(root) for root in later)
+        return value.op.name in EXPENSIVE and value.type.dtype.name == "f32" and used_again
 
-    def _operands_in_place(self, root: Value) -> Iterator[Value]:
+    def read_in_place(self, root: Value) -> Iterator[Value]:
         """Values that ``root`` reads at its own indices."""
         pending, seen = [root], set()
         while pending:
@@ -117,7 +117,7 @@ class Rows:
                 continue
             seen.add(value)
             yield value
-            if value.op.name not in ("input", "constant") and "elementwise" in value.op.traits:
+            if ELEMENTWISE in value.op.traits:
                 pending.extend(value.node.inputs)
 
 
@@ -180,7 +180,7 @@ class _Row:
             self.k.reader.buffers[value] = self.k.outputs[self.rows.kept[value]]
 
     def _is_first(self, value: Value, stage: tuple[Value, ...]) -> bool:
-        return any(value in self.rows._operands_in_place(v.node.inputs[0]) for v in stage)
+        return any(value in self.rows.read_in_place(v.node.inputs[0]) for v in stage)
 
     def _over_row(self, block: Callable[[list[Expr], Expr, int], None], *, overlap: bool = False) -> None:
         """The innermost axis in vectors, inside serial loops over the other reduced axes."""

@@ -81,12 +81,9 @@ def _tile(k: Anchor, tile: Tile, b: Expr, first: Expr, row: list[Expr], start: E
     seen = local((tile.width,), dtype)
     with unrolled(tile.channels) as o, lanes(tile.width) as lane:
         T.buffer_store(sums, tirx.const(0, dtype), [o, lane])
-    # Channels of a tile belong to one group.
-    per_group = k.extent(k.node.types[0].dims[1]) if k.node.attrs["groups"] == 1 else None
     inner = k.extent(k.dims(W)[1])
-    group = (
-        i64(0) if per_group is not None else tirx.truncdiv(first * i64(k.node.attrs["groups"]), k.extent(k.dims(W)[0]))
-    )
+    # All channels of a tile belong to one group.
+    group = tirx.truncdiv(first * i64(k.node.attrs["groups"]), k.extent(k.dims(W)[0]))
     origin = bind(group * inner)
 
     def tap(c: Expr, taps: list[Expr]) -> None:
@@ -158,29 +155,27 @@ def _load(k: Anchor, tile: Tile, seen: tirx.Buffer, lead: list[Expr], start: Exp
 def _masked(k: Anchor, tile: Tile, seen: tirx.Buffer, lead: list[Expr], at: Expr, extent: Expr) -> None:
     """Zero outside of the axis."""
     stride, x = k.node.attrs["strides"][-1], k.operands[X]
-    zero = tirx.const(0, str(seen.dtype))
     buffer = k.kernel.reader.buffers.get(x)
-    if (
-        stride == 1
-        and tile.width > 1
-        and buffer is not None
-        and str(buffer.dtype) == str(seen.dtype)
-        and x.type.dtype.is_float
-    ):
-        vector = f"{dtype_name(zero)}x{tile.width}"
-        lane = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), tile.width)
-        first, end = (bind(_int32(v, tile.width)) for v in (-at, extent - at))
-        mask = tirx.And(lane >= T.broadcast(first, tile.width), lane < T.broadcast(end, tile.width))
-        offset = k.kernel.reader.offset([*lead, at], x.dims)
-        window = T.decl_buffer((tile.width,), str(buffer.dtype), data=T.address_of(buffer[offset]))
-        loaded = T.masked_load(vector, window, lane, mask)
-        T.buffer_store(seen, tirx.Select(mask, loaded, T.broadcast(zero, tile.width)), [lane])
+    stored_as_computed = buffer is not None and str(buffer.dtype) == str(seen.dtype) and x.type.dtype.is_float
+    if stride == 1 and tile.width > 1 and stored_as_computed:
+        _masked_vector(tile, seen, buffer[k.kernel.reader.offset([*lead, at], x.dims)], at, extent)
         return
     with lanes(tile.width) as j:
         place = at + j * i64(stride)
         inside = tirx.And(place >= i64(0), place < extent)
         clamped = tirx.max(tirx.min(place, extent - i64(1)), i64(0))
-        T.buffer_store(seen, tirx.Select(inside, k.read(X, *lead, clamped), zero), [j])
+        T.buffer_store(seen, tirx.Select(inside, k.read(X, *lead, clamped), tirx.const(0, str(seen.dtype))), [j])
+
+
+def _masked_vector(tile: Tile, seen: tirx.Buffer, element: Expr, at: Expr, extent: Expr) -> None:
+    """Neighbouring elements from ``element`` on, at place ``at`` of an axis; those outside of it are not touched."""
+    zero = tirx.const(0, str(seen.dtype))
+    lane = tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), tile.width)
+    first, end = (bind(_int32(v, tile.width)) for v in (-at, extent - at))
+    mask = tirx.And(lane >= T.broadcast(first, tile.width), lane < T.broadcast(end, tile.width))
+    window = T.decl_buffer((tile.width,), str(seen.dtype), data=T.address_of(element))
+    loaded = T.masked_load(f"{dtype_name(zero)}x{tile.width}", window, lane, mask)
+    T.buffer_store(seen, tirx.Select(mask, loaded, T.broadcast(zero, tile.width)), [lane])
 
 
 def _int32(value: Expr, width: int) -> Expr:

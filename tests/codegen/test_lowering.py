@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from native_kernels import Kernels
 
+from coilc.codegen.build import build_object
 from coilc.codegen.collapse import collapse_axes
 from coilc.codegen.loops import PARALLEL_WORK
 from coilc.codegen.lower import lower_body
@@ -186,8 +187,6 @@ def test_a_large_constant_is_refused() -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_compiles_the_bodies(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from coilc.codegen.build import build_object
-
     path = tmp_path_factory.mktemp(target) / "kernels.o"
     info = build_object(kernels().bodies, TARGETS[target], path)
     assert path.stat().st_size > 0

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from native_kernels import Kernels
 
+from coilc.codegen.build import build_object
 from coilc.codegen.target import TARGETS
 from coilc.ir import parse_graph
 
@@ -88,8 +89,6 @@ def test_limits(op: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_call_of_the_c_library(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    from coilc.codegen.build import build_object
-
     path = tmp_path_factory.mktemp(target) / "kernels.o"
     build_object(kernels().bodies, TARGETS[target], path)
     listing = subprocess.run(["nm", "--undefined-only", str(path)], check=True, capture_output=True, text=True).stdout

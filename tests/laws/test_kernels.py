@@ -10,7 +10,7 @@ from native_kernels import Kernels
 
 from coilc.codegen.lower import lower_body
 from coilc.codegen.target import TARGETS, parse_target
-from coilc.ir import OPS, CoilError, Graph, interpret
+from coilc.ir import OPS, CoilError, Graph, Module, interpret, type_of
 from coilc.ir.opdef import STRUCTURAL
 
 from .ops import Case, awkward, cases, draw, graph_of, name
@@ -38,8 +38,6 @@ AWKWARD = [case for case in CASES if awkward(*case)]
 
 
 def body_of(case: Case, arrays: list[np.ndarray]) -> Graph:
-    from coilc.ir import type_of
-
     return graph_of(case[0], [type_of(a) for a in arrays], dict(case[1].attrs)).entries["main"]
 
 
@@ -67,8 +65,6 @@ def check(kernel: str, case: Case, arrays: list[np.ndarray]) -> None:
     body = body_of(case, arrays)
     if kernel not in kernels().bodies:
         lower_body(body, kernel, parse_target("native"))  # raises
-    from coilc.ir import Module
-
     inputs = {f"x{i}": a for i, a in enumerate(arrays)}
     expected = list(interpret(Module({"main": body}), inputs).values())
     for actual, wanted, value in zip(kernels().run(kernel, *arrays), expected, body.results, strict=True):

@@ -156,8 +156,8 @@ def _masked(k: Anchor, tile: Tile, seen: tirx.Buffer, lead: list[Expr], at: Expr
     """Zero outside of the axis."""
     stride, x = k.node.attrs["strides"][-1], k.operands[X]
     buffer = k.kernel.reader.buffers.get(x)
-    stored_as_computed = buffer is not None and str(buffer.dtype) == str(seen.dtype) and x.type.dtype.is_float
-    if stride == 1 and tile.width > 1 and stored_as_computed:
+    vector = stride == 1 and tile.width > 1 and x.type.dtype.is_float
+    if vector and buffer is not None and str(buffer.dtype) == str(seen.dtype):
         _masked_vector(tile, seen, buffer[k.kernel.reader.offset([*lead, at], x.dims)], at, extent)
         return
     with lanes(tile.width) as j:

@@ -15,7 +15,6 @@ from tvm.tirx import compilation_pipeline
 PIPELINE = "coilc"
 
 
-
 def _show_ramp(sum_: tirx.Add) -> tvm.ir.Expr:
     """``broadcast(a) + ramp(b)`` as the ramp that it is: only an index of that form is one vector access."""
     a, b = sum_.a, sum_.b

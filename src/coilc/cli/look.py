@@ -94,8 +94,7 @@ def inspect_artifact(path: Path, calls: bool, as_json: bool) -> None:
         emit_json(manifest)
         return
     for name, entry in manifest["entries"].items():
-        inputs, outputs = ([(t["name"], type_text(t)) for t in entry[side]] for side in ("inputs", "outputs"))
-        show_signature(name, inputs, outputs, {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]})
+        show_entry(name, entry)
         distinct = len({call["kernel"] for call in entry["calls"]})
         console().print(f"  kernel calls: {len(entry['calls'])}, of {distinct} distinct kernels", markup=False)
     console().print(f"target {manifest['target']['name']} ({manifest['target']['triple']})", markup=False)
@@ -103,6 +102,19 @@ def inspect_artifact(path: Path, calls: bool, as_json: bool) -> None:
         console().print(f"  {name:<22} {show_bytes(file['bytes']):>10}", markup=False)
     if calls:
         show_calls(manifest)
+
+
+def show_entry(name: str, entry: dict[str, Any]) -> None:
+    """An entry of the manifest; states, which are both inputs and outputs, are listed once and last."""
+    states = entry["states"]
+    tensors = {}
+    for side in ("input", "output"):
+        kept = set(range(len(entry[f"{side}s"]))) - {state[side] for state in states}
+        tensors[side] = [(t["name"], type_text(t)) for i, t in enumerate(entry[f"{side}s"]) if i in kept]
+    show_signature(name, tensors["input"], tensors["output"], {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]})
+    for state in states:
+        tensor = entry["outputs"][state["output"]]
+        console().print(f"  state {tensor['name']}: {type_text(tensor)}", markup=False)
 
 
 def type_text(tensor: dict[str, Any]) -> str:

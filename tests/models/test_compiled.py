@@ -1,0 +1,50 @@
+"""Whole models: exported unmodified, compiled once, and equal to eager PyTorch at every size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from models import zoo
+
+import coilc
+from coilc.comparison.metrics import TOLERANCE
+
+BUILDERS = {**zoo.MODELS, **zoo.HYBRIDS}
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("name", [n if n in zoo.MODELS else pytest.param(n, marks=pytest.mark.slow) for n in BUILDERS])
+def test_one_artifact_serves_every_size(name: str, tmp_path: Path) -> None:
+    case = BUILDERS[name]()
+    program = coilc.export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    model = coilc.load(coilc.compile(program, tmp_path / "model.coil"), threads=2)
+    for size in case.sizes:
+        inputs = case.make_inputs(**size)
+        found = model(**{key: tensor.numpy() for key, tensor in inputs.items()})
+        for output, expected in case.eager(inputs).items():
+            assert relative_error(found[output], expected.numpy()) <= TOLERANCE["float32"], f"{output} at {size}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(zoo.MODELS))
+def test_torch_compile(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COILC_CACHE", str(tmp_path))
+    torch._dynamo.reset()
+    case = zoo.MODELS[name]()
+    inputs = case.make_inputs(**case.sizes[-1])
+    with torch.no_grad():
+        compiled: Any = torch.compile(case.module, backend="coilc")
+        found = compiled(**inputs, **({"use_cache": False} if getattr(case.module.config, "use_cache", None) else {}))
+    assert list(tmp_path.glob("*.coil"))
+    expected = case.eager(inputs)[case.output]
+    assert relative_error(found[case.output].numpy(), expected.numpy()) <= TOLERANCE["float32"]

@@ -28,7 +28,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A test whose device is missing is skipped, and the summary says so."""
     missing = {
         "gpu": None if shutil.which("nvidia-smi") else "no NVIDIA GPU here",
-        "arm": None if shutil.which("qemu-aarch64") or os.uname().machine == "aarch64" else "no AArch64 and no qemu here",
+        "arm": None
+        if shutil.which("qemu-aarch64") or os.uname().machine == "aarch64"
+        else "no AArch64 and no qemu here",
     }
     for item in items:
         for mark, reason in missing.items():

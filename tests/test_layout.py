@@ -26,7 +26,10 @@ LAYERS: dict[str, tuple[set[str], set[str]]] = {
     "runtime": (set(), {"numpy", "ml_dtypes"}),
     "ir": ({"ir"}, {"numpy", "ml_dtypes"}),
     "passes": ({"passes", "ir", "settings"}, {"numpy", "networkx"}),
-    "frontend": ({"frontend", "ir", "settings"}, {"numpy", "ml_dtypes", "sympy", "torch", "transformers", "onnx", "safetensors"}),
+    "frontend": (
+        {"frontend", "ir", "settings"},
+        {"numpy", "ml_dtypes", "sympy", "torch", "transformers", "onnx", "safetensors"},
+    ),
     "codegen": (
         {"codegen", "ir", "passes", "runtime", "settings"},
         {"numpy", "ml_dtypes", "networkx", "safetensors", "tvm", "tvm_ffi", "ziglang"},
@@ -78,7 +81,9 @@ def test_a_layer_imports_only_what_it_may(path: Path) -> None:
             assert top in others, f"{place}: this layer may not import {top}"
 
 
-@pytest.mark.parametrize("path", [p for f in FOLDERS for p in sources(ROOT / f)], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [p for f in FOLDERS for p in sources(ROOT / f)], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_imports_inside_a_folder_are_relative(path: Path) -> None:
     own = f"coilc.{layer_of(path)}"
     for line, name in imports(ast.parse(path.read_text())):
@@ -112,7 +117,9 @@ def test_every_file_that_is_not_python_is_packaged(folder: str) -> None:
         if path.is_file() and path.suffix not in (".py", ".pyc"):
             package = next(parent for parent in path.parents if (parent / "__init__.py").exists())
             inside = path.relative_to(package)
-            assert any(inside.match(p) and len(inside.parts) == p.count("/") + 1 for p in patterns), f"{path} is left out"
+            assert any(inside.match(p) and len(inside.parts) == p.count("/") + 1 for p in patterns), (
+                f"{path} is left out"
+            )
 
 
 PROJECT_FILES = [p for f in (*FOLDERS, "tests", "examples", "benchmarks") for p in sources(ROOT / f)] + [

@@ -49,7 +49,12 @@ def sample(spec: str, seed: int) -> torch.Tensor:
 
 def flat(result: Any) -> list[torch.Tensor]:
     items = result if isinstance(result, list | tuple) else [result]
-    return [x for item in items for x in (flat(item) if isinstance(item, list | tuple) else [item]) if isinstance(x, torch.Tensor)]
+    return [
+        x
+        for item in items
+        for x in (flat(item) if isinstance(item, list | tuple) else [item])
+        if isinstance(x, torch.Tensor)
+    ]
 
 
 def check(module: Module, function: Function, operands: list[torch.Tensor]) -> None:
@@ -92,7 +97,16 @@ BINARY = [torch.add, torch.sub, torch.mul, torch.div, torch.maximum, torch.minim
           torch.eq, torch.ne, torch.lt, torch.le, torch.gt, torch.ge, torch.logical_and, torch.logical_or, torch.logical_xor,
           torch.remainder, torch.fmod, torch.hypot, torch.logaddexp, torch.floor_divide, torch.rsub, torch.copysign,
           torch.heaviside, torch.xlogy]  # fmt: skip
-INTEGER = [torch.bitwise_and, torch.bitwise_or, torch.bitwise_xor, torch.add, torch.mul, torch.div, torch.eq, torch.maximum]
+INTEGER = [
+    torch.bitwise_and,
+    torch.bitwise_or,
+    torch.bitwise_xor,
+    torch.add,
+    torch.mul,
+    torch.div,
+    torch.eq,
+    torch.maximum,
+]
 
 CASES: dict[str, tuple[Function, tuple[str, ...]]] = {
     **{f"{f.__name__}": (f, (X,)) for f in UNARY},

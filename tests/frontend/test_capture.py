@@ -53,7 +53,8 @@ def test_selective_scan_with_groups_and_constants() -> None:
     constant = rand(D, N)
     per_channel = constant[None, :, :, None].expand(B, D, N, L)
     agree(
-        hooks.selective_scan_fn(x, dt, a, constant, constant), hooks.selective_scan_fn(x, dt, a, per_channel, per_channel)
+        hooks.selective_scan_fn(x, dt, a, constant, constant),
+        hooks.selective_scan_fn(x, dt, a, per_channel, per_channel),
     )
 
 

@@ -197,7 +197,9 @@ def test_outputs_are_named_by_their_path(name: str) -> None:
 
 def test_inputs_are_named_by_their_arguments() -> None:
     class Model(nn.Module):
-        def forward(self, input: Tensor, pair: tuple[Tensor, Tensor], flag: bool, *, extra: dict[str, Tensor]) -> Tensor:
+        def forward(
+            self, input: Tensor, pair: tuple[Tensor, Tensor], flag: bool, *, extra: dict[str, Tensor]
+        ) -> Tensor:
             return input + pair[0] * pair[1] + extra["bias"] if flag else input
 
     one = torch.ones(2)
@@ -205,7 +207,9 @@ def test_inputs_are_named_by_their_arguments() -> None:
     assert [v.node.attrs["name"] for v in module.entries["main"].inputs] == ["input", "pair_0", "pair_1", "extra_bias"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "complex64"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float64", "int64", "int32", "int8", "uint8", "bool", "complex64"]
+)
 def test_every_dtype_passes_through(dtype: str) -> None:
     x = torch.ones(3).to(getattr(torch, dtype))
     module = export_function(lambda x: (x, x.reshape(3, 1), x == x), x)
@@ -236,7 +240,9 @@ def test_weights_are_named_by_their_path_shared_once_and_used() -> None:
     module = export(model, (torch.ones(8, 8),))
     assert set(module.weights) == {"inner.weight", "inner.bias", "twin.bias", "offset", "plain"}
     x = torch.randn(8, 8)
-    np.testing.assert_allclose(interpret(module, {"x": x.numpy()})["out"], model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        interpret(module, {"x": x.numpy()})["out"], model(x).detach().numpy(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_half_precision_weights() -> None:
@@ -255,7 +261,9 @@ def test_saved_programs(tmp_path: Path) -> None:
     module = import_program(path)
     assert "inner.weight" in module.weights
     x = torch.randn(8, 8)
-    np.testing.assert_allclose(interpret(module, {"x": x.numpy()})["out"], model(x).detach().numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        interpret(module, {"x": x.numpy()})["out"], model(x).detach().numpy(), rtol=1e-5, atol=1e-5
+    )
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -294,7 +302,9 @@ def sized_by_values(x: Tensor) -> Tensor:
 
 
 def test_a_branch_on_values_names_the_line_and_the_fix() -> None:
-    with pytest.raises(CoilError, match=r"decides in Python by the values .*if x.sum\(\) > 0.*use torch.where") as caught:
+    with pytest.raises(
+        CoilError, match=r"decides in Python by the values .*if x.sum\(\) > 0.*use torch.where"
+    ) as caught:
         export_function(branches, torch.ones(3))
     assert caught.value.location.line == line_of(branches, "# the branch")
 
@@ -306,7 +316,9 @@ def test_a_loop_over_a_dynamic_axis() -> None:
 
 def test_a_dynamic_axis_that_must_be_a_multiple() -> None:
     with pytest.raises(CoilError, match=r"takes dimension 'L' only as 4\*_L"):
-        export_function(lambda x: x.view(-1, 4).sum() if x.shape[0] % 4 == 0 else x, torch.ones(8), shapes={"x": {0: "L"}})
+        export_function(
+            lambda x: x.view(-1, 4).sum() if x.shape[0] % 4 == 0 else x, torch.ones(8), shapes={"x": {0: "L"}}
+        )
 
 
 def test_results_sized_by_values() -> None:

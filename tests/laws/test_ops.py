@@ -65,7 +65,9 @@ def test_text_round_trips(case: Case, decomposed: bool) -> None:
         case[0], [parse_type(t) for t in case[1].types], dict(case[1].attrs), decomposed=decomposed
     ).entries["main"]
     text = print_graph(graph)
-    assert parse_graph(text) == graph.substitute({})  # rebuilt: an example's body may be older than the nodes interned now
+    assert parse_graph(text) == graph.substitute(
+        {}
+    )  # rebuilt: an example's body may be older than the nodes interned now
     assert print_graph(parse_graph(text)) == text
 
 

@@ -90,7 +90,13 @@ def falcon_mamba() -> Case:
 
     torch.manual_seed(0)
     config = FalconMambaConfig(
-        vocab_size=_TOKENS, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0, bos_token_id=0, eos_token_id=1
+        vocab_size=_TOKENS,
+        hidden_size=32,
+        num_hidden_layers=2,
+        state_size=4,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=1,
     )
     return _sequence_model(FalconMambaForCausalLM(config), "logits")
 
@@ -193,7 +199,9 @@ def _hybrid(config: str, model: str, **sizes: Any) -> Callable[[], Case]:
             "vocab_size": _TOKENS, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
             "num_key_value_heads": 2, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
         }  # fmt: skip
-        return _sequence_model(getattr(transformers, model)(getattr(transformers, config)(**{**common, **sizes})), "logits")
+        return _sequence_model(
+            getattr(transformers, model)(getattr(transformers, config)(**{**common, **sizes})), "logits"
+        )
 
     return build
 

@@ -213,7 +213,9 @@ def _isfinite(call: Call, x: Value) -> Value:
 
 
 @aten("nan_to_num")
-def _nan_to_num(call: Call, x: Value, nan: float | None = None, posinf: float | None = None, neginf: float | None = None) -> Value:
+def _nan_to_num(
+    call: Call, x: Value, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Value:
     if not x.type.dtype.is_float:
         return x
     largest = float(_largest(x.type.dtype))

@@ -67,7 +67,9 @@ def _index_axes(call: Call, x: Value, indices: Sequence[Value | None]) -> tuple[
     axes = [i for i, index in enumerate(indices) if index is not None]
     given = [index for index in indices if index is not None]
     if any(v.type.dtype.kind in ("bool", "uint") for v in given):
-        raise call.unsupported("a boolean mask as an index gives a result whose size depends on the values; use torch.where")
+        raise call.unsupported(
+            "a boolean mask as an index gives a result whose size depends on the values; use torch.where"
+        )
     if not given:
         raise call.unsupported("indexing without an index")
     return axes, [cast(v, _I64) for v in given]
@@ -183,7 +185,9 @@ _NEUTRAL = {"sum": 0.0, "prod": 1.0, "amax": float("-inf"), "amin": float("inf")
 
 
 @aten("scatter_reduce.two")
-def _scatter_reduce(call: Call, x: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True) -> Value:
+def _scatter_reduce(
+    call: Call, x: Value, dim: int, index: Value, src: Value, reduce: str, include_self: bool = True
+) -> Value:
     if reduce not in _REDUCES or (not include_self and not call.dtype.is_float):
         raise call.unsupported(f"scatter_reduce with {reduce} is not supported")
     if include_self:
@@ -220,7 +224,9 @@ def _along(x: Value, axis: int, index: Value, updates: Value, *, accumulate: boo
 
 @aten("masked_scatter", "masked_select", "nonzero", "nonzero_numpy", "_unique2", "unique_dim", "unique_consecutive")
 def _sized_by_values(call: Call, *_: object, **__: object) -> Value:
-    raise call.unsupported(f"{call.name} gives a result whose size depends on the values; use torch.where or a fixed size")
+    raise call.unsupported(
+        f"{call.name} gives a result whose size depends on the values; use torch.where or a fixed size"
+    )
 
 
 @aten("bucketize.Tensor", "searchsorted.Tensor")

@@ -52,7 +52,9 @@ def _linear(call: Call, x: Value, weight: Value, bias: Value | None = None) -> V
 
 @aten("outer", "ger")
 def _outer(call: Call, x: Value, y: Value) -> Value:
-    return ops.mul(ops.reshape(cast(x, call.dtype), dims=(*x.dims, 1)), ops.reshape(cast(y, call.dtype), dims=(1, *y.dims)))
+    return ops.mul(
+        ops.reshape(cast(x, call.dtype), dims=(*x.dims, 1)), ops.reshape(cast(y, call.dtype), dims=(1, *y.dims))
+    )
 
 
 @aten("bilinear")
@@ -83,7 +85,9 @@ def _explicit(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     spare = [c for c in string.ascii_letters if c not in equation]
-    widest = max([rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t], default=0)
+    widest = max(
+        [rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=True) if "..." in t], default=0
+    )
     dots = "".join(spare[:widest])
     if not arrow:
         named = "".join(terms).replace(".", "")
@@ -191,7 +195,9 @@ def _conv_transpose(
     inputs, outputs = weight.dims[0], weight.dims[1]
     grouped = ops.reshape(weight, dims=(groups, _exact(inputs, groups), outputs, *taps))
     swapped = transpose(grouped, [0, 2, 1, *range(3, 3 + spatial)])
-    kernel = ops.flip(reshape(swapped, (groups * outputs, _exact(inputs, groups), *taps)), axes=tuple(range(2, 2 + spatial)))
+    kernel = ops.flip(
+        reshape(swapped, (groups * outputs, _exact(inputs, groups), *taps)), axes=tuple(range(2, 2 + spatial))
+    )
     reach = [step * (int(k) - 1) for step, k in zip(dilations, taps, strict=True)]  # type: ignore[arg-type]
     around = [(r - low, r - high + e) for r, (low, high), e in zip(reach, pads, extra, strict=True)]
     low = tuple(max(a, 0) for a, _ in around)
@@ -199,7 +205,12 @@ def _conv_transpose(
     for i, (a, b) in enumerate(around):
         x = slice_axis(x, 2 + i, max(-a, 0), x.dims[2 + i] - max(-b, 0))
     return ops.conv(
-        x, kernel, strides=(1,) * spatial, padding=tuple(zip(low, high, strict=True)), dilation=tuple(dilations), groups=groups
+        x,
+        kernel,
+        strides=(1,) * spatial,
+        padding=tuple(zip(low, high, strict=True)),
+        dilation=tuple(dilations),
+        groups=groups,
     )
 
 

@@ -71,7 +71,9 @@ def _movedim(call: Call, x: Value, source: int | Sequence[int], destination: int
 
 
 @aten("slice.Tensor", "slice_copy.Tensor")
-def _slice(call: Call, x: Value, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1) -> Value:
+def _slice(
+    call: Call, x: Value, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
+) -> Value:
     axis = axis_of(x, dim)
     length = call.dims[axis]
     if length == x.dims[axis] and step == 1:
@@ -201,7 +203,9 @@ def _repeat(call: Call, x: Value, repeats: Sequence[Dim]) -> Value:
 
 
 @aten("repeat_interleave.self_int")
-def _repeat_interleave(call: Call, x: Value, repeats: Dim, dim: int | None = None, output_size: Dim | None = None) -> Value:
+def _repeat_interleave(
+    call: Call, x: Value, repeats: Dim, dim: int | None = None, output_size: Dim | None = None
+) -> Value:
     flat = reshape(x, (x.type.size,)) if dim is None else x
     axis = 0 if dim is None else axis_of(x, dim)
     before, after = flat.dims[: axis + 1], flat.dims[axis + 1 :]
@@ -233,7 +237,9 @@ def _pad(call: Call, x: Value, pad: Sequence[Dim], mode: str | Scalar = 0, value
 
 def _padding(call: Call, x: Value, pad: Sequence[Dim]) -> list[tuple[int, Dim, Dim]]:
     """(axis, low, high), from torch's flat list that starts at the last axis."""
-    return [(x.type.rank - 1 - i // 2, pad[i], pad[i + 1]) for i in range(0, len(pad), 2) if (pad[i], pad[i + 1]) != (0, 0)]
+    return [
+        (x.type.rank - 1 - i // 2, pad[i], pad[i + 1]) for i in range(0, len(pad), 2) if (pad[i], pad[i + 1]) != (0, 0)
+    ]
 
 
 def _pad_axis(call: Call, x: Value, axis: int, low: Dim, high: Dim, fill: Any) -> Value:

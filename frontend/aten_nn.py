@@ -65,7 +65,9 @@ def _rms_norm(
 ) -> Value:
     rows, size = x.dims[: -len(normalized_shape)], product(normalized_shape)
     gain = broadcast(tensor(1, x.type.dtype), (size,)) if weight is None else reshape(weight, (size,))
-    return reshape(ops.rms_norm(reshape(x, (*rows, size)), gain, eps=_epsilon(x.type.dtype) if eps is None else eps), call.dims)
+    return reshape(
+        ops.rms_norm(reshape(x, (*rows, size)), gain, eps=_epsilon(x.type.dtype) if eps is None else eps), call.dims
+    )
 
 
 def _epsilon(dtype: DType) -> float:
@@ -160,7 +162,9 @@ def _attention(
     width = q.dims[-1]
     if scale is None and not isinstance(width, int):
         raise call.unsupported("attention needs a known head size or an explicit scale")
-    result = ops.attention(q4, k4, v4, *masks, scale=1 / math.sqrt(width) if scale is None else float(scale), causal=is_causal)  # type: ignore[arg-type]
+    result = ops.attention(
+        q4, k4, v4, *masks, scale=1 / math.sqrt(width) if scale is None else float(scale), causal=is_causal
+    )  # type: ignore[arg-type]
     return reshape(result, call.dims)
 
 
@@ -264,7 +268,9 @@ def _window_sizes(x: Value, call: Call, window: Extents, stride: Extents | None,
     return _pooled(padded, "sum", window, stride or window, 0, 1, spatial, ceil_mode, call)
 
 
-@aten("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+@aten(
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d"
+)
 def _adaptive_avg_pool(call: Call, x: Value, output_size: Extents) -> Value:
     return _adaptive(call, x, output_size, "mean")
 

@@ -124,7 +124,9 @@ def _std_mean(call: Call, x: Value, *args: Any, **named: Any) -> tuple[Value, Va
 
 
 @aten("norm.Scalar", "norm.ScalarOpt_dim", "norm.ScalarOpt_dim_dtype", "norm.ScalarOpt_dtype", "linalg_vector_norm")
-def _norm(call: Call, x: Value, p: Scalar | None = 2, dim: Axes = None, keepdim: bool = False, dtype: object = None) -> Value:
+def _norm(
+    call: Call, x: Value, p: Scalar | None = 2, dim: Axes = None, keepdim: bool = False, dtype: object = None
+) -> Value:
     magnitude, order = cast(ops.abs(x), call.dtype), 2.0 if p is None else float(p)  # type: ignore[arg-type]
     if math.isinf(order):
         return _reduce(ops.max if order > 0 else ops.min, magnitude, dim, keepdim)
@@ -186,7 +188,9 @@ def _latest(x: Value, best: Value, axis: int) -> Value:
 
 
 @aten("diff")
-def _diff(call: Call, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None) -> Value:
+def _diff(
+    call: Call, x: Value, n: int = 1, dim: int = -1, prepend: Value | None = None, append: Value | None = None
+) -> Value:
     axis = axis_of(x, dim)
     x = concat([part for part in (prepend, x, append) if part is not None], axis)
     for _ in range(n):

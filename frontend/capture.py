@@ -76,7 +76,12 @@ def causal_conv1d_fn(
 
 
 def causal_conv1d_update(
-    x: Tensor, conv_state: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: object
+    x: Tensor,
+    conv_state: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str | None = None,
+    **_: object,
 ) -> Tensor:
     """One or a few steps, in place on ``conv_state`` [B, D, S] with S >= K - 1."""
     taps = weight.shape[-1]

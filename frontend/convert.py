@@ -59,7 +59,11 @@ class _Converter:
         self.shared: dict[tuple[Any, ...], str] = {}
         self.refused: list[tuple[str, Location | None]] = []
         self.inputs = self._input_names()
-        fakes = {self.inputs[n.name]: n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in self.inputs}
+        fakes = {
+            self.inputs[n.name]: n.meta["val"]
+            for n in program.graph.nodes
+            if n.op == "placeholder" and n.name in self.inputs
+        }
         self.symbols = symbols_of(program, names, {k: v for k, v in fakes.items() if isinstance(v, torch.Tensor)})
 
     def module(self) -> Module:
@@ -172,9 +176,13 @@ class _Converter:
         """Remember the node, and go on with made-up values of its type so that later nodes are looked at too."""
         self.refused.append((why, location and location.interior()))
         try:
-            return pytree.tree_map_only(torch.Tensor, lambda t: ops.input_(name=f"?{node.name}", type=self.type_of(t)), node.meta.get("val"))
+            return pytree.tree_map_only(
+                torch.Tensor, lambda t: ops.input_(name=f"?{node.name}", type=self.type_of(t)), node.meta.get("val")
+            )
         except UnsupportedError:  # not even the type can be expressed
-            raise UnsupportedError("the model uses what coilc cannot express yet:", list(dict.fromkeys(self.refused))) from None
+            raise UnsupportedError(
+                "the model uses what coilc cannot express yet:", list(dict.fromkeys(self.refused))
+            ) from None
 
     # --- outputs ------------------------------------------------------------------------------------------------------
 

@@ -53,7 +53,10 @@ class Dynamic:
     def examples(self, arguments: Mapping[str, Any]) -> Any:
         """The arguments with dynamic extents of at least 2, because torch takes an extent of 1 for a constant."""
         chosen = self._extents(arguments)
-        return _mapped(arguments, lambda path, x: _resized(x, {a: dims.evaluate(d, chosen) for a, d in self.axes.get(path, {}).items()}))
+        return _mapped(
+            arguments,
+            lambda path, x: _resized(x, {a: dims.evaluate(d, chosen) for a, d in self.axes.get(path, {}).items()}),
+        )
 
     def _extents(self, arguments: Mapping[str, Any]) -> dict[str, int]:
         found: dict[str, int] = {}
@@ -188,7 +191,11 @@ def _parsed(dim: Any) -> tuple[Dim, Range | None]:
     """The dimension, and its range if the user states one."""
     if isinstance(dim, str):
         found = _LIMITS.match(dim)
-        text, limits = (found["name"], (int(found["low"]), int(found["high"]) if found["high"] else None)) if found else (dim, None)
+        text, limits = (
+            (found["name"], (int(found["low"]), int(found["high"]) if found["high"] else None))
+            if found
+            else (dim, None)
+        )
         return _polynomial(text), limits
     root = getattr(dim, "root", dim)
     low, high = getattr(root, "min", 1), getattr(root, "max", None)
@@ -258,9 +265,11 @@ def refusal(dynamic: Dynamic, complaint: str, assumption: str) -> CoilError:
         if not _SUGGESTED_DIM.match(suggestion):
             return CoilError(
                 f"the model takes dimension '{name}' only as {suggestion}; "
-                f"write that in dynamic_shapes, for instance \"{suggestion.replace('_', '')}\""
+                f'write that in dynamic_shapes, for instance "{suggestion.replace("_", "")}"'
             )
-    return CoilError(f"the model was traced for sizes where {assumption}, which not every size in dynamic_shapes fulfils")
+    return CoilError(
+        f"the model was traced for sizes where {assumption}, which not every size in dynamic_shapes fulfils"
+    )
 
 
 def broken_assumption(program: torch.export.ExportedProgram) -> str | None:
@@ -286,7 +295,9 @@ def _holds(condition: sympy.Basic, ranges: Mapping[Any, tuple[int, Any]]) -> boo
         return True  # about values, not sizes
     start = 2 if isinstance(condition, sympy.Ne) else 1
     extents = [_tried(*ranges[symbol], start) for symbol in symbols]
-    return all(condition.subs(dict(zip(symbols, values, strict=True))) != sympy.false for values in itertools.product(*extents))
+    return all(
+        condition.subs(dict(zip(symbols, values, strict=True))) != sympy.false for values in itertools.product(*extents)
+    )
 
 
 def _tried(low: int, high: Any, start: int) -> list[int]:

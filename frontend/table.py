@@ -44,7 +44,9 @@ def is_convertible(program: torch.export.ExportedProgram) -> bool:
 
 
 def _is_convertible(node: torch.fx.Node) -> bool:
-    if node.target is operator.getitem or isinstance(node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat):
+    if node.target is operator.getitem or isinstance(
+        node.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat
+    ):
         return True
     name = str(node.target)
     if name in TABLE and isinstance(node.target, torch._ops.OpOverload):

@@ -37,7 +37,10 @@ def export(
 
 
 def trace(
-    module: torch.nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None
+    module: torch.nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
 ) -> ExportedProgram:
     """Trace ``module`` in eval mode, without gradients and cache, into a program of ops that ``import_program`` knows.
 
@@ -53,7 +56,13 @@ def trace(
     kwargs = dict(kwargs or {})
     arguments = Arguments(module, args, kwargs)
     dynamic = parse_dynamic(arguments, dynamic_shapes)
-    with evaluating(module, kwargs), capture(module, arguments.values), torch.no_grad(), whole_stacks(), _plain_errors(module):
+    with (
+        evaluating(module, kwargs),
+        capture(module, arguments.values),
+        torch.no_grad(),
+        whole_stacks(),
+        _plain_errors(module),
+    ):
         program = _in_known_ops(_export(module, arguments, dynamic))
     program.graph_module.meta[_SYMBOLS] = _symbol_names(program, dynamic, arguments)
     return program
@@ -126,7 +135,7 @@ def _export(module: torch.nn.Module, arguments: Arguments, dynamic: Dynamic) -> 
         if broken:
             raise refusal(dynamic, complaint, broken)
         return program
-    raise CoilError("the model keeps narrowing its dynamic dimensions; give their ranges, like \"L:1..512\"")
+    raise CoilError('the model keeps narrowing its dynamic dimensions; give their ranges, like "L:1..512"')
 
 
 @contextmanager
@@ -168,7 +177,11 @@ def _plain_errors(module: torch.nn.Module) -> Iterator[None]:
 
 def _symbol_names(program: ExportedProgram, dynamic: Dynamic, arguments: Arguments) -> dict[str, str]:
     """torch's symbols by the user's names, read off the axes that the user named."""
-    fakes = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in program.graph_signature.user_inputs]
+    fakes = [
+        n.meta["val"]
+        for n in program.graph.nodes
+        if n.op == "placeholder" and n.name in program.graph_signature.user_inputs
+    ]
     tensors = [fake for fake in fakes if isinstance(fake, torch.Tensor)]
     names: dict[str, str] = {}
     for (path, _), fake in zip(leaves(arguments.values), tensors, strict=False):

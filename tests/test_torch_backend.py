@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import zoo
 
 import coilc.torch_backend
 from coilc import CoilError
+from coilc.comparison import difference
 
 
 @pytest.fixture(autouse=True)
@@ -67,3 +69,32 @@ def test_a_backward_pass_says_that_there_is_none(model: torch.nn.Module) -> None
     compiled = torch.compile(model, backend="coilc")
     with pytest.raises(CoilError, match="coilc compiles inference only"):
         compiled(torch.randn(3, 8)).sum().backward()
+
+
+class Loop(torch.nn.Module):
+    """Python's loop fixes the length, which dynamo takes for dynamic at the second shape."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state, states = torch.zeros_like(x[0]), []
+        for step in x:
+            state = 0.5 * state + step
+            states.append(state)
+        return torch.stack(states)
+
+
+def test_a_loop_is_compiled_for_each_length() -> None:
+    compiled = torch.compile(Loop(), backend="coilc")
+    with torch.no_grad():
+        for length in (3, 5, 4, 5):
+            x = torch.randn(length, 2, 6)
+            torch.testing.assert_close(compiled(x), Loop()(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "bert", "gpt2", "llama", "vit", "convnext", "t5_encoder"])
+def test_transformers_models(name: str) -> None:
+    case = zoo.MODELS[name]()
+    inputs = case.make_inputs(**case.sizes[min(1, len(case.sizes) - 1)])
+    with torch.no_grad():
+        found = torch.compile(case.module, backend="coilc")(**inputs)[case.output]
+    assert difference(found.numpy(), case.eager(inputs)[case.output].numpy()).relative_error < 1e-5

@@ -29,41 +29,67 @@ def coilc(graph: GraphModule, example_inputs: Sequence[Any]) -> Compiled:
     return _Compiled(graph)
 
 
+Shapes = tuple[torch.Size, ...]
+Run = Callable[[Sequence[torch.Tensor]], "list[torch.Tensor]"]
+
+
 class _Compiled:
-    """A captured graph, compiled when it is first called with real tensors."""
+    """A captured graph, compiled when it is first called with real tensors.
+
+    ``runs`` has one artifact for every shape under the key ``None``; or, where the graph's own Python fixes a dim that
+    dynamo holds for dynamic (a loop over time), one artifact per combination of input shapes.
+    """
 
     def __init__(self, graph: GraphModule) -> None:
         self.graph = graph
         self.placeholders = graph.graph.find_nodes(op="placeholder")
         self.frozen: tuple[tuple[int, int], ...] = ()
-        self.model: Model | None = None
-        self.names: list[str] = []
+        self.runs: dict[Shapes | None, Run] = {}
 
     def __call__(self, *args: Any) -> list[torch.Tensor]:
         weights = [arg for arg in args if _is_weight(arg)]
-        state = tuple((w.data_ptr(), w._version) for w in weights)
-        if self.model is None or state != self.frozen:
-            self.model, self.frozen = self._compile(args), state
-            self.names = [tensor["name"] for tensor in self.model.describe()["entries"]["main"]["inputs"]]
         inputs = [arg for arg in args if isinstance(arg, torch.Tensor) and not _is_weight(arg)]
+        state = tuple((w.data_ptr(), w._version) for w in weights)
+        if state != self.frozen:
+            self.runs, self.frozen = {}, state
+        run = self._find(args, tuple(tensor.shape for tensor in inputs))
         if torch.is_grad_enabled() and any(t.requires_grad for t in (*weights, *inputs)):
-            return list(_InferenceOnly.apply(self._run, weights, *inputs, *weights))
-        return self._run(inputs)
+            return list(_InferenceOnly.apply(run, weights, *inputs, *weights))
+        return run(inputs)
 
-    def _run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        assert self.model is not None
-        outputs = self.model.run("main", dict(zip(self.names, inputs, strict=True)))
+    def _find(self, args: Sequence[Any], shapes: Shapes) -> Run:
+        found = self.runs.get(None) or self.runs.get(shapes)
+        if found is not None:
+            return found
+        module, inputs, dynamic = _closed(self.graph, self.placeholders, args)
+        if dynamic and not self.runs:
+            try:
+                return self.runs.setdefault(None, _runner(_artifact(module, inputs, dynamic)))
+            except CoilError:
+                pass  # not for every extent; if the reason is another one, it shows below
+        return self.runs.setdefault(shapes, _runner(_artifact(module, inputs, None)))
+
+
+def _runner(model: Model) -> Run:
+    """A function from the graph's tensors, in order, to its results."""
+    names = [tensor["name"] for tensor in model.describe()["entries"]["main"]["inputs"]]
+
+    def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = model.run("main", dict(zip(names, inputs, strict=True)))
         return [value if isinstance(value, torch.Tensor) else torch.from_numpy(value) for value in outputs.values()]
 
-    def _compile(self, args: Sequence[Any]) -> Model:
-        module, inputs, shapes = _closed(self.graph, self.placeholders, args)
-        path = Path(settings.CACHE.get()) / f"{_digest(module, inputs, shapes)}.coil"
-        try:
-            return load(path)
-        except ArtifactError:  # not there yet, or damaged: build it
-            with torch.no_grad():
-                program = export(module, inputs, {}, dynamic_shapes=shapes)
-            return load(compile(program, path))
+    return run
+
+
+def _artifact(module: GraphModule, inputs: tuple[torch.Tensor, ...], dynamic: Any) -> Model:
+    """The artifact of a graph, from the cache if it is there."""
+    path = Path(settings.CACHE.get()) / f"{_digest(module, inputs, dynamic)}.coil"
+    try:
+        return load(path)
+    except ArtifactError:  # not there yet, or damaged: build it
+        with torch.no_grad():
+            program = export(module, inputs, {}, dynamic_shapes=dynamic)
+        return load(compile(program, path))
 
 
 def _is_weight(value: Any) -> bool:
@@ -107,7 +133,10 @@ def _replacement(module: GraphModule, index: int, original: Node, arg: Any, size
         name = f"weight_{index}"
         module.register_buffer(name, arg.detach())
         return module.graph.get_attr(name)
-    symbol = str(original.meta["example_value"])
+    extent = original.meta["example_value"]
+    symbol, known = str(extent), _known(extent)
+    if known is not None:
+        return module.graph.call_function(int, (known,))
     if symbol not in sizes:
         raise CoilError(f"the graph takes the number {symbol}, which is no size of an input; pass it as a tensor")
     return module.graph.call_function(torch.ops.aten.sym_size.int, sizes[symbol])
@@ -118,8 +147,13 @@ def _symbolic_axes(placeholders: Sequence[Node]) -> Iterator[tuple[int, int, str
     for index, node in enumerate(placeholders):
         example = node.meta.get("example_value")
         for axis, extent in enumerate(example.shape if isinstance(example, torch.Tensor) else ()):
-            if isinstance(extent, torch.SymInt) and str(extent).isidentifier():
+            if _known(extent) is None and str(extent).isidentifier():
                 yield index, axis, str(extent)
+
+
+def _known(extent: int | torch.SymInt) -> int | None:
+    """The number that an extent is, also of one that was symbolic until a loop over it fixed it; None while it varies."""
+    return extent.node.maybe_as_int() if isinstance(extent, torch.SymInt) else extent
 
 
 def _digest(module: GraphModule, inputs: Sequence[torch.Tensor], shapes: Any) -> str:

@@ -151,7 +151,12 @@ def show_table(alone: dict[str, Any], eager: dict[str, tuple[np.ndarray, float]]
         error = difference(alone["logits"][name], expected, "logits")
         good = error.relative_error <= TOLERANCE["float32"]
         right &= good
-        cells = [f"{error.relative_error:.1e}", f"{error.argmax_agreement:.1%}", show_seconds(seconds), show_seconds(mine)]
+        cells = [
+            f"{error.relative_error:.1e}",
+            f"{error.argmax_agreement:.1%}",
+            show_seconds(seconds),
+            show_seconds(mine),
+        ]
         table.add_row(name, *cells, show_ratio(seconds / mine), "[green]✓[/green]" if good else "[red]✗[/red]")
     console.print(table, highlight=False)
     return right

@@ -91,7 +91,7 @@ def test_a_loop_is_compiled_for_each_length() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mamba", "mamba2", "bert", "gpt2", "llama", "vit", "convnext", "t5_encoder"])
+@pytest.mark.parametrize("name", zoo.MODELS)
 def test_transformers_models(name: str) -> None:
     case = zoo.MODELS[name]()
     inputs = case.make_inputs(**case.sizes[min(1, len(case.sizes) - 1)])

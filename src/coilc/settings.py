@@ -70,7 +70,9 @@ DIFF = Setting("COILC_DIFF", False, _switch, "print what each pass changed, as a
 TRACE = Setting("COILC_TRACE", False, _switch, "print each rewrite rule as it fires, with the node")
 DEBUG = Setting("COILC_DEBUG", False, _switch, "show Python tracebacks on the command line")
 CC = Setting("COILC_CC", "", str, "C compiler that links artifacts; empty means the ziglang package")
-THREADS = Setting("COILC_THREADS", len(os.sched_getaffinity(0)), _count, "threads of a loaded artifact unless the call says")
+THREADS = Setting(
+    "COILC_THREADS", len(os.sched_getaffinity(0)), _count, "threads of a loaded artifact unless the call says"
+)
 CACHE = Setting("COILC_CACHE", _cache_home(), Path, "folder of artifacts that torch.compile(backend='coilc') built")
 
 SETTINGS: tuple[Setting[str] | Setting[bool] | Setting[int] | Setting[Path], ...] = (

@@ -171,7 +171,9 @@ class _InferenceOnly(torch.autograd.Function):
     """Runs the artifact where autograd is watching; the backward pass says that there is none."""
 
     @staticmethod
-    def forward(ctx: Any, run: Any, weights: Sequence[torch.Tensor], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, run: Any, weights: Sequence[torch.Tensor], *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         return tuple(run(tensors[: len(tensors) - len(weights)]))
 
     @staticmethod

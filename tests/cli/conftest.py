@@ -13,7 +13,7 @@ import pytest
 
 from coilc.cli import main
 
-MODELS = '''
+MODELS = """
 import torch
 
 
@@ -56,7 +56,7 @@ def wrong():
 
 def raises():
     raise RuntimeError("no weights here")
-'''
+"""
 
 TEXT = """def main(x: f32[L, 4], *, L: dim[1:64]):
     v0: f32[L, 4] = relu(x)  # model.py:7 in block.act

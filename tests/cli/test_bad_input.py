@@ -92,9 +92,7 @@ def test_a_bug_says_so_and_debug_shows_where(cli: Cli, monkeypatch: pytest.Monke
     monkeypatch.setattr("coilc.codegen.target.parse_target", broken)
     done = cli("targets")
     assert done.code == 70
-    assert done.err == (
-        "coilc: ZeroDivisionError: oh\n  this is a bug in coilc; COILC_DEBUG=1 shows the traceback\n"
-    )
+    assert done.err == ("coilc: ZeroDivisionError: oh\n  this is a bug in coilc; COILC_DEBUG=1 shows the traceback\n")
     monkeypatch.setenv("COILC_DEBUG", "1")
     assert "Traceback" in cli("targets").err
 

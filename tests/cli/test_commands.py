@@ -77,7 +77,9 @@ def test_compare_agrees_and_writes_a_report(cli: Cli, models: Path, scale: Path,
     html = page.read_text()
     assert "<svg" in html
     assert "<script" not in html
-    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "")
+    assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
 
 
 def test_compare_fails_where_the_models_differ(cli: Cli, models: Path, scale: Path) -> None:
@@ -145,4 +147,10 @@ def test_targets_say_what_runs_here(cli: Cli) -> None:
 def test_doctor_finds_this_machine_fit(cli: Cli) -> None:
     done = cli("doctor", "--json")
     assert done.code == 0, done.out
-    assert done.json[-1] == {"what": "trial", "found": "compiled and ran a small graph", "ok": True, "fix": "", "mark": "✓"}
+    assert done.json[-1] == {
+        "what": "trial",
+        "found": "compiled and ran a small graph",
+        "ok": True,
+        "fix": "",
+        "mark": "✓",
+    }

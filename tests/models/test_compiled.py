@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("transformers")
 
@@ -33,18 +31,3 @@ def test_one_artifact_serves_every_size(name: str, tmp_path: Path) -> None:
         found = model(**{key: tensor.numpy() for key, tensor in inputs.items()})
         for output, expected in case.eager(inputs).items():
             assert relative_error(found[output], expected.numpy()) <= TOLERANCE["float32"], f"{output} at {size}"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", list(zoo.MODELS))
-def test_torch_compile(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COILC_CACHE", str(tmp_path))
-    torch._dynamo.reset()
-    case = zoo.MODELS[name]()
-    inputs = case.make_inputs(**case.sizes[-1])
-    with torch.no_grad():
-        compiled: Any = torch.compile(case.module, backend="coilc")
-        found = compiled(**inputs, **({"use_cache": False} if getattr(case.module.config, "use_cache", None) else {}))
-    assert list(tmp_path.glob("*.coil"))
-    expected = case.eager(inputs)[case.output]
-    assert relative_error(found[case.output].numpy(), expected.numpy()) <= TOLERANCE["float32"]

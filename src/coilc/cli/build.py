@@ -18,7 +18,7 @@ from .sources import is_example, load_program
 
 def compile_command(
     model: Model,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", metavar="NAME.coil", help="Where to write.")] = None,  # noqa: UP045
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="NAME.coil", help="Where to write.")] = None,
     target: Target = "native",
     dynamic: Dynamic = None,
     entries: Annotated[Optional[str], typer.Option(help="Entries to keep, comma-separated; all by default.")] = None,  # noqa: UP045
@@ -57,7 +57,9 @@ def default_output(model: str) -> Path:
 
 def bundle_command(
     artifact: Artifact,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", metavar="NAME.tar.gz", help="Where to write.")] = None,  # noqa: UP045
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="NAME.tar.gz", help="Where to write.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Pack an artifact for a device: a static program, coil-run, and the weights.

@@ -35,7 +35,9 @@ def emit(
     if as_json:
         emit_json(list(rows))
         return
-    table = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    table = Table(
+        title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
     numeric = {key for key in columns if rows and all(isinstance(row.get(key), int | float) for row in rows)}
     for key, heading in columns.items():
         table.add_column(heading, justify="right" if key in numeric else "left", overflow="fold")
@@ -106,5 +108,7 @@ class Stages:
             self.console.print(f"{mark} {self.name:<32} {time.perf_counter() - self.began:7.1f} s")
         self.name = ""
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._finish("[green]✓[/green]" if error is None else "[red]✗[/red]")

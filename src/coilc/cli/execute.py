@@ -29,7 +29,7 @@ def run_command(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--dim", metavar="NAME=NUMBER", help="Extent of a dynamic dim in random inputs."),
     ] = None,
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", metavar="DIR", help="Write NAME.npy files.")] = None,  # noqa: UP045
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write NAME.npy files.")] = None,
     threads: Threads = None,
     seed: Seed = 0,
     json: Json = False,

@@ -111,7 +111,9 @@ def show_entry(name: str, entry: dict[str, Any]) -> None:
     for side in ("input", "output"):
         kept = set(range(len(entry[f"{side}s"]))) - {state[side] for state in states}
         tensors[side] = [(t["name"], type_text(t)) for i, t in enumerate(entry[f"{side}s"]) if i in kept]
-    show_signature(name, tensors["input"], tensors["output"], {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]})
+    show_signature(
+        name, tensors["input"], tensors["output"], {s["name"]: (s["low"], s["high"]) for s in entry["symbols"]}
+    )
     for state in states:
         tensor = entry["outputs"][state["output"]]
         console().print(f"  state {tensor['name']}: {type_text(tensor)}", markup=False)
@@ -194,7 +196,12 @@ def explain_command(
         seen |= names | {event.rule for event in trace.events}
         chosen = [e for e in trace.events if (fired or e.reason) and name in {*names, e.rule}]
         rows += [
-            {"rule": e.rule, "outcome": e.reason or f"became {e.after}", "node": e.before, "place": str(e.location or "")}
+            {
+                "rule": e.rule,
+                "outcome": e.reason or f"became {e.after}",
+                "node": e.before,
+                "place": str(e.location or ""),
+            }
             for e in chosen
         ]
     if name not in seen:

@@ -47,7 +47,9 @@ def parse_dynamic(options: Sequence[str]) -> dict[str, dict[int, str]]:
     for option in options:
         match = DYNAMIC.fullmatch(option)
         if not match:
-            raise InputError(f"--dynamic {option}: write INPUT.AXIS=NAME or INPUT.AXIS=NAME:LOW..HIGH, as in ids.1=L:1..8192")
+            raise InputError(
+                f"--dynamic {option}: write INPUT.AXIS=NAME or INPUT.AXIS=NAME:LOW..HIGH, as in ids.1=L:1..8192"
+            )
         shapes.setdefault(match["name"], {})[int(match["axis"])] = match["dim"]
     return shapes
 
@@ -78,7 +80,9 @@ def load_example(spec: str) -> Example:
     function = _function(Path(path), name)
     returned = _run_user_code(function, spec)
     if not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
-        raise InputError(f"{spec} must return (module, args[, kwargs[, dynamic_shapes]]), not {type(returned).__name__}")
+        raise InputError(
+            f"{spec} must return (module, args[, kwargs[, dynamic_shapes]]), not {type(returned).__name__}"
+        )
     module, args, *rest = returned
     if not callable(module) or not isinstance(args, tuple):
         raise InputError(f"{spec} must return a module and a tuple of arguments first")
@@ -141,14 +145,18 @@ def load_program(
     if not path.exists():
         raise InputError(f"{spec}: no such file; MODEL is {KINDS}")
     if dynamic:
-        raise InputError("--dynamic applies while exporting, so only to file.py:function; other models have their dims already")
+        raise InputError(
+            "--dynamic applies while exporting, so only to file.py:function; other models have their dims already"
+        )
     if path.suffix in (".pt2", ".onnx"):
         from coilc.frontend.torch_export import import_program
 
         return import_program(path)
     program = load_text(path, weights)
     if need_weights and program.weights and not path.is_dir() and not weights:
-        raise InputError(f"{path} names weights but IR text holds no numbers; give them with --weights FILE.safetensors")
+        raise InputError(
+            f"{path} names weights but IR text holds no numbers; give them with --weights FILE.safetensors"
+        )
     return program
 
 
@@ -174,7 +182,9 @@ def _weights(graphs: Sequence[Graph], path: Path | None) -> dict[str, np.ndarray
         stored = load_file(path)
     missing = sorted(set(needed) - set(stored))
     if missing and path:
-        raise InputError(f"{path}: weight '{missing[0]}' is missing" + (f" and {len(missing) - 1} more" * (len(missing) > 1)))
+        raise InputError(
+            f"{path}: weight '{missing[0]}' is missing" + (f" and {len(missing) - 1} more" * (len(missing) > 1))
+        )
     return {name: stored[name] if path else _zeros(type_) for name, type_ in needed.items()}
 
 

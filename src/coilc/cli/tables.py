@@ -89,7 +89,9 @@ def example_text(op: OpDef, *, decomposed: bool) -> str:
 def show_card(card: dict[str, Any]) -> None:
     """Print an op card for people."""
     out = console()
-    out.print(f"[bold]{card['name']}[/bold]  {card['kind']}" + (f"  ({', '.join(card['traits'])})" if card["traits"] else ""))
+    out.print(
+        f"[bold]{card['name']}[/bold]  {card['kind']}" + (f"  ({', '.join(card['traits'])})" if card["traits"] else "")
+    )
     out.print(f"\n{card['doc']}\n", markup=False)
     facts = {"attributes": card["attributes"], "claimed by": cell(card["claimed_by"])}
     facts |= {f"in {importer}": cell(names) for importer, names in card["aliases"].items() if names}

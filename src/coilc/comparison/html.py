@@ -55,10 +55,14 @@ def page(report: Report) -> str:
         *_sizes(report),
     ]
     head = f"<meta charset='utf-8'><meta name='viewport' content='width=device-width'><title>{escape(report.model)}</title>"
-    return f"<!doctype html><html lang='en'><head>{head}<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    return (
+        f"<!doctype html><html lang='en'><head>{head}<style>{STYLE}</style></head><body>{''.join(body)}</body></html>\n"
+    )
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[Any]], text: Sequence[int] = (), bad: Sequence[int] = ()) -> str:
+def _table(
+    headings: Sequence[str], rows: Iterable[Sequence[Any]], text: Sequence[int] = (), bad: Sequence[int] = ()
+) -> str:
     """A table whose columns ``text`` are words and whose rows ``bad`` are marked."""
 
     def line(cells: Sequence[Any], tag: str, fail: bool = False) -> str:
@@ -104,7 +108,9 @@ def _draw_layers(axes: Axes, rows: Sequence[Row]) -> None:
     floor = 1e-9
     heights = [min(max(row.error.relative_error, floor), 1e3) for row in rows]
     axes.scatter(range(len(rows)), heights, s=11, c=[GOOD if row.ok else BAD for row in rows], linewidths=0, zorder=3)
-    axes.step(range(len(rows)), [row.tolerance or floor for row in rows], where="mid", color=BAD, linestyle="--", linewidth=1)
+    axes.step(
+        range(len(rows)), [row.tolerance or floor for row in rows], where="mid", color=BAD, linestyle="--", linewidth=1
+    )
     axes.set_yscale("log")
     axes.set_ylim(bottom=floor / 2)
     axes.set_xlabel("value, in order of computation")

@@ -190,7 +190,13 @@ def _outputs_table(report: Report) -> Table:
     table = _table(*headings, *(["same argmax"] if scores else []), "")
     for row in report.outputs:
         e = row.error
-        cells = [row.name, shown_dims(row.shape), f"{e.relative_error:.1e}", f"{row.tolerance:.0e}", f"{e.max_abs_error:.1e}"]
+        cells = [
+            row.name,
+            shown_dims(row.shape),
+            f"{e.relative_error:.1e}",
+            f"{row.tolerance:.0e}",
+            f"{e.max_abs_error:.1e}",
+        ]
         cells.append(f"{e.cosine:.7f}")
         if scores:
             cells.append("" if e.argmax_agreement is None else f"{e.argmax_agreement:.2%}")

@@ -117,7 +117,9 @@ class _Comparison:
         arrays = [to_numpy(tensor) for tensor in tensors_in((self.args, dict(self.kwargs)))]
         names = [tensor["name"] for tensor in self.signature["inputs"]]
         if len(arrays) != len(names):
-            raise InputError(f"the model got {len(arrays)} tensors, the artifact takes {len(names)}: {', '.join(names)}")
+            raise InputError(
+                f"the model got {len(arrays)} tensors, the artifact takes {len(names)}: {', '.join(names)}"
+            )
         return dict(zip(names, arrays, strict=True))
 
     # --- eager PyTorch --------------------------------------------------------------------------------------------------
@@ -146,7 +148,9 @@ class _Comparison:
 
     def row(self, name: str, actual: np.ndarray, expected: np.ndarray, scope: str = "", place: str = "") -> Row:
         if actual.shape != expected.shape:
-            raise InputError(f"'{name}' has shape {list(actual.shape)} in the artifact, {list(expected.shape)} in PyTorch")
+            raise InputError(
+                f"'{name}' has shape {list(actual.shape)} in the artifact, {list(expected.shape)} in PyTorch"
+            )
         measured = difference(actual, expected, name)
         allowed = tolerance_for(expected, self.tolerance)
         return Row(name, str(expected.dtype), expected.shape, measured, allowed, scope, place)

@@ -41,12 +41,6 @@ def scalar(value: Value) -> float | None:
     return array.item() if array.dtype.kind in "iufb" else None
 
 
-def is_near(value: Value, number: float) -> bool:
-    """Whether ``value`` is a constant equal to ``number`` up to the rounding of its dtype."""
-    found = scalar(value)
-    return found is not None and math.isclose(found, number, rel_tol=1e-6)
-
-
 def factors(value: Value) -> tuple[float, tuple[Value, ...]]:
     """``value`` as a number times other values, products and divisions by constants flattened."""
     number, rest, stack = 1.0, [], [value]

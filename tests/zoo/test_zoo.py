@@ -1,0 +1,131 @@
+"""The models of ``examples/zoo``: each is recognised, compiled once, and equal to eager PyTorch at every size.
+
+A model is a file with ``build()``, which the command line takes as well, and what is said of it here:
+
+``HOLDS``    first-class ops after the stage ``recognise``, and how often each
+``CAUSAL``   whether a token sees only those before it
+``LENGTHS``  extents to try besides the example's: of ``L``, or by name where there are several
+``EXPORT``   optional: further arguments of ``coilc.export``
+``TOKENS``   where no length is dynamic: how many tokens the example has
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from zoo.checks import held, materialised, unrolled
+
+import coilc
+from coilc.codegen.target import parse_target
+from coilc.comparison.eager import tensors_in, to_numpy
+from coilc.comparison.metrics import difference, tolerance_for
+from coilc.frontend.dynamic_shapes import Arguments, parse_dynamic
+from coilc.ir import dims
+from coilc.passes import run_pipeline
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "zoo"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+@dataclass
+class Case:
+    """A model of the zoo, exported, recognised and compiled once for all tests of it."""
+
+    file: ModuleType
+    folder: Path
+
+    def __post_init__(self) -> None:
+        self.module, self.args, self.kwargs, self.dynamic_shapes = self.file.build()
+        self.arguments = Arguments(self.module, self.args, self.kwargs)
+        self.dynamic = parse_dynamic(self.arguments, self.dynamic_shapes)
+        options = getattr(self.file, "EXPORT", {})
+        self.program = coilc.export(self.module, self.args, self.kwargs, dynamic_shapes=self.dynamic_shapes, **options)
+        self.stages: dict[str, coilc.Module] = {}
+        run_pipeline(self.program, parse_target("native").claims, observe=self.stages.__setitem__)
+
+    @cached_property
+    def compiled(self) -> coilc.Session:
+        return coilc.load(coilc.compile(self.program, self.folder / "model.coil"), threads=1)
+
+    @property
+    def lengths(self) -> list[str | int]:
+        """Symbols along the sequence, or its fixed extent."""
+        return [name for name in self.dynamic.ranges if name != "B"] or [self.file.TOKENS]
+
+    def sizes(self) -> Iterator[dict[str, int]]:
+        """The example's extents, then those to try, with batches of 1, 2 and 3 in turn."""
+        asked = [n if isinstance(n, dict) else {"L": n} for n in self.file.LENGTHS]
+        for i, size in enumerate([{}, *(asked or [{}])]):
+            yield {"B": 1 + i % 3, **size} if "B" in self.dynamic.ranges else size
+
+    def inputs(self, size: dict[str, int], seed: int = 0) -> dict[str, Any]:
+        """Random arguments with the extents of ``size``, and the example's where it has none."""
+        generator = torch.Generator().manual_seed(seed)
+        return {name: self._drawn(name, x, size, generator) for name, x in self.arguments.values.items()}
+
+    def _drawn(self, name: str, example: Any, size: dict[str, int], generator: torch.Generator) -> Any:
+        if not isinstance(example, torch.Tensor):
+            return example
+        shape = list(example.shape)
+        for axis, dim in self.dynamic.axes.get((name,), {}).items():
+            if set(dims.symbols(dim)) <= size.keys():
+                shape[axis] = dims.evaluate(dim, size)
+        if example.is_floating_point():
+            return torch.randn(shape, generator=generator).to(example.dtype)
+        return torch.randint(0, int(example.max()) + 1, shape, generator=generator).to(example.dtype)
+
+    def eager(self, inputs: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[np.ndarray]:
+        module = self.module if dtype is torch.float32 else copy.deepcopy(self.module).to(dtype)
+        cast = lambda x: x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+        with torch.no_grad():
+            return [to_numpy(x) for x in tensors_in(module(**{name: cast(x) for name, x in inputs.items()}))]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield Case(importlib.import_module(request.param), tmp_path_factory.mktemp(request.param))
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+def test_its_recurrences_are_recognised(case: Case) -> None:
+    graph = case.stages["recognise"].entries["main"]
+    assert held(graph, case.file.HOLDS) == case.file.HOLDS
+
+
+def test_nothing_is_left_unrolled(case: Case) -> None:
+    assert unrolled(case.stages["recognise"].entries["main"]) is None
+
+
+def test_nothing_is_materialised(case: Case) -> None:
+    for length in case.lengths:
+        assert materialised(case.program, case.stages["fuse"], length) is None
+
+
+def test_it_equals_eager_at_every_size(case: Case) -> None:
+    for seed, size in enumerate(case.sizes()):
+        inputs = case.inputs(size, seed)
+        found = case.compiled(**{k: v.numpy() for k, v in inputs.items() if isinstance(v, torch.Tensor)})
+        expected = case.eager(inputs)
+        assert len(found) == len(expected)
+        for (name, actual), wanted in zip(found.items(), expected):
+            assert actual.shape == wanted.shape
+            error, allowed = difference(actual, wanted).relative_error, tolerance_for(wanted)
+            if error > allowed:  # which side is it that rounds? the model in double precision tells
+                exact = case.eager(inputs, torch.float64)[list(found).index(name)].astype(wanted.dtype)
+                error = difference(actual, exact).relative_error
+                allowed = max(allowed, difference(wanted, exact).relative_error)
+            assert error <= allowed, f"'{name}' at {size or 'the example'} is off by {error:.1e}"

@@ -12,6 +12,7 @@ from torch._decomp import decomposition_table
 
 from . import (  # noqa: F401  (importing a file enters its rows)
     aten_elementwise,
+    aten_fft,
     aten_index,
     aten_linalg,
     aten_movement,

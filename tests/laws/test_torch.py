@@ -128,6 +128,10 @@ CALLS: dict[str, Callable[..., Any]] = {
     "batch_norm": lambda x, w, b, mean, var, eps: F.batch_norm(x, mean, var, w, b, eps=eps),
     "attention": _attention,
     "causal_conv1d": _causal_conv1d,
+    "fft": lambda x, axis: torch.fft.fft(x, dim=axis),
+    "ifft": lambda x, axis: torch.fft.ifft(x, dim=axis),
+    "rfft": lambda x, axis: torch.fft.rfft(x, dim=axis),
+    "irfft": lambda x, axis, n: torch.fft.irfft(x, n, dim=axis),
 }
 
 

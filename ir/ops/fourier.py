@@ -1,0 +1,315 @@
+"""Discrete Fourier transforms along one axis, NumPy's conventions: the length is the extent, the inverse divides by it.
+
+They are composites. A known length is cut into small factors (Cooley and Tukey, 1965): each becomes a product with a small
+constant matrix, so the matmul kernels do the work; a large prime becomes a convolution of a convenient length (Bluestein,
+1970). A symbolic length is multiplied by its whole matrix, which is right and slow. Inside, a complex sequence is a real
+tensor [outer, parts, n, inner]: parts is 2, or 1 where the imaginary part is zero or not wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from math import pi
+from typing import Any
+
+import numpy as np
+
+from .. import dims as d
+from ..core import Value
+from ..opdef import BadExample, Example, OpDef, literal
+from ..types import DTYPES, DType, TensorType
+from . import rules as r
+from .elementwise import add, cast, complex, cos, div, eq, imag, logical_or, mod, mul, neg, real, sin, sub, where
+from .linalg import matmul
+from .movement import broadcast, concat, extent, flip, iota, pad, reshape, slice_axis, transpose
+
+WIDEST = 32  # rows of the largest factor's matrix
+DENSE = 128  # lengths without small factors are one matrix up to this size
+STAGE_COST = 16  # passing over the data once more costs as much as this many rows
+REAL = {"c64": DTYPES["f32"], "c128": DTYPES["f64"]}
+COMPLEX = {"f32": DTYPES["c64"], "f64": DTYPES["c128"]}
+
+# --- the transform of [outer, parts, n, inner] ------------------------------------------------------------------------
+
+
+def transform(x: Value, sign: int, *, scale: float = 1.0, parts: int = 2) -> Value:
+    """``scale * sum over j of exp(sign 2 pi i j k / n) x_j`` of [outer, 1 or 2, n, inner], a known n; ``parts`` are kept."""
+    outer, given, n, inner = x.dims
+    assert isinstance(n, int)
+    radix = factor(n)
+    if radix is None:
+        return _as_convolution(x, sign, scale, parts)
+    if radix == n:
+        return reshape(_product(x, n, sign, scale, parts), dims=(outer, parts, n, inner))
+    rest = n // radix
+    first = _product(reshape(x, dims=(outer, given, radix, rest * inner)), radix, sign, scale, 2)
+    turned = _turned(reshape(first, dims=(outer, 2, radix, rest, inner)), twiddles(radix, rest, sign))
+    columns = reshape(transpose(turned, perm=(0, 2, 1, 3, 4)), dims=(outer * radix, 2, rest, inner))
+    second = transform(columns, sign, parts=parts)
+    joined = transpose(reshape(second, dims=(outer, radix, parts, rest, inner)), perm=(0, 2, 3, 1, 4))
+    return reshape(joined, dims=(outer, parts, n, inner))
+
+
+def _product(x: Value, n: int, sign: int, scale: float, parts: int) -> Value:
+    """The matrix of size n applied to [outer, parts, n, columns]; result [outer, parts * n, columns]."""
+    outer, given, _, columns = x.dims
+    matrix = literal(scale * matrix_of(n, sign)[:parts, :, :given].reshape(parts * n, -1), x.type.dtype)
+    spread = broadcast(matrix, dims=(outer, *matrix.dims))
+    return matmul(spread, reshape(x, dims=(outer, given * n, columns)))
+
+
+def matrix_of(n: int, sign: int) -> np.ndarray:
+    """[2, n, 2, n]: how real and imaginary parts of the result depend on those of the sequence."""
+    angle = 2 * pi * (np.outer(np.arange(n), np.arange(n)) % n) / n
+    c, s = np.cos(angle), sign * np.sin(angle)
+    return np.stack([np.stack([c, -s], axis=1), np.stack([s, c], axis=1)])
+
+
+def twiddles(rows: int, columns: int, sign: int) -> np.ndarray:
+    """``exp(sign 2 pi i j k / (rows * columns))``, [rows, columns]."""
+    return np.exp(sign * 2j * pi / (rows * columns) * np.outer(np.arange(rows), np.arange(columns)))
+
+
+def _turned(x: Value, factors: np.ndarray) -> Value:
+    """[outer, 2, *dims, inner] times complex constants [*dims]."""
+    shape = (*factors.shape, 1)
+    both = literal(np.stack([-factors.imag, factors.imag]).reshape(1, 2, *shape), x.type.dtype)
+    return add(mul(x, literal(factors.real.reshape(shape), x.type.dtype)), mul(flip(x, axes=(1,)), both))
+
+
+@lru_cache(maxsize=None)
+def factor(n: int) -> int | None:
+    """The first factor to cut a length by: the length itself where one matrix is best, ``None`` where none will do."""
+    return _plan(n)[1]
+
+
+@lru_cache(maxsize=None)
+def _plan(n: int) -> tuple[float, int | None]:
+    """Rows multiplied per element, and the first factor."""
+    choices: list[tuple[float, int | None]] = [(float(n + STAGE_COST), n)] if n <= DENSE else []
+    for radix in range(2, min(WIDEST, n // 2) + 1):
+        if n % radix == 0:
+            choices.append((radix + STAGE_COST + _plan(n // radix)[0], radix))
+    if not choices:
+        size = convenient(2 * n - 1)
+        return 2 * _plan(size)[0] * size / n, None
+    return min(choices, key=lambda choice: choice[0])
+
+
+def convenient(n: int) -> int:
+    """The smallest length from ``n`` on that has small factors only: a power of two, or three or five times one."""
+    powers = [1 << k for k in range(n.bit_length() + 1)]
+    return min(m * power for m in (1, 3, 5) for power in powers if m * power >= n)
+
+
+def _as_convolution(x: Value, sign: int, scale: float, parts: int) -> Value:
+    """A length with a large prime factor: jk = (jj + kk - (k - j)(k - j)) / 2 makes it a convolution with a chirp."""
+    n = d.evaluate(x.dims[2], {})
+    size = convenient(2 * n - 1)
+    chirp = np.exp(sign * 1j * pi * (np.arange(n) ** 2 % (2 * n)) / n)
+    around = np.zeros(size, np.complex128)
+    around[:n] = chirp.conj()
+    around[size - n + 1 :] = chirp.conj()[:0:-1]
+    both = x if x.dims[1] == 2 else pad(x, low=(0, 0, 0, 0), high=(0, 1, 0, 0), value=0.0)
+    longer = pad(_turned(both, chirp), low=(0, 0, 0, 0), high=(0, 0, size - n, 0), value=0.0)
+    spectrum = _turned(transform(longer, -1), np.fft.fft(around) / size)
+    result = _turned(slice_axis(transform(spectrum, 1), 2, 0, n), scale * chirp)
+    return slice_axis(result, 1, 0, parts)
+
+
+# --- by definition, for a symbolic length -----------------------------------------------------------------------------
+
+
+def _waves(rows: d.Dim, columns: d.Dim, n: d.Dim, dtype: DType, outer: d.Dim) -> tuple[Value, Value]:
+    """cos and sin of 2 pi j k / n, [outer, rows, columns]; j k is reduced as an integer, so that angles stay exact."""
+    whole = DTYPES["i64"]
+    j, k = (iota(dims=(rows, columns), axis=axis, dtype=whole) for axis in (0, 1))
+    turns = cast(mod(mul(j, k), _count(n, whole)), dtype=dtype)
+    angle = div(mul(turns, 2 * pi), _count(n, dtype))
+    return broadcast(cos(angle), dims=(outer, rows, columns)), broadcast(sin(angle), dims=(outer, rows, columns))
+
+
+def _count(n: d.Dim, dtype: DType) -> Value:
+    return literal(n, dtype) if isinstance(n, int) else extent(dim=n, dtype=dtype)
+
+
+# --- the ops ----------------------------------------------------------------------------------------------------------
+
+
+def _arranged(x: Value, axis: int, apply: Callable[[Value], Value]) -> Value:
+    """``apply`` works on [outer, n, inner]; the innermost axis is brought there unless it is the transformed one."""
+    if axis == x.type.rank - 1 and axis > 0:
+        perm = (axis, *range(axis))
+        back = (*range(1, axis + 1), 0)
+        return transpose(_arranged(transpose(x, perm=perm), 0, apply), perm=back)
+    outer, inner = d.size(x.dims[:axis]), d.size(x.dims[axis + 1 :])
+    y = apply(reshape(x, dims=(outer, x.dims[axis], inner)))
+    return reshape(y, dims=(*x.dims[:axis], y.dims[1], *x.dims[axis + 1 :]))
+
+
+def _stacked(*parts: Value) -> Value:
+    """[outer, n, inner] parts as [outer, parts, n, inner]."""
+    dims = (parts[0].dims[0], 1, *parts[0].dims[1:])
+    shown = [reshape(p, dims=dims) for p in parts]
+    return shown[0] if len(shown) == 1 else concat(*shown, axis=1)
+
+
+def _part(x: Value, index: int) -> Value:
+    return reshape(slice_axis(x, 1, index, index + 1), dims=(x.dims[0], *x.dims[2:]))
+
+
+def _complex_transform(x: Value, *, axis: int, sign: int) -> Value:
+    def apply(x: Value) -> Value:
+        outer, n, _ = x.dims
+        re, im = real(x), imag(x)
+        if isinstance(n, int):
+            y = transform(_stacked(re, im), sign, scale=1.0 if sign < 0 else 1 / n)
+            return complex(_part(y, 0), _part(y, 1))
+        c, s = _waves(n, n, n, re.type.dtype, outer)
+        forward = complex(
+            sub(matmul(c, re), mul(float(sign), matmul(s, im))), add(matmul(c, im), mul(float(sign), matmul(s, re)))
+        )
+        if sign < 0:
+            return forward
+        size = _count(n, re.type.dtype)
+        return complex(div(real(forward), size), div(imag(forward), size))
+
+    return _arranged(x, axis, apply)
+
+
+def _real_transform(x: Value, *, axis: int) -> Value:
+    def apply(x: Value) -> Value:
+        outer, n, _ = x.dims
+        if isinstance(n, int):
+            y = slice_axis(transform(_stacked(x), -1), 2, 0, n // 2 + 1)
+            return complex(_part(y, 0), _part(y, 1))
+        c, s = _waves(n // 2 + 1, n, n, x.type.dtype, outer)
+        return complex(matmul(c, x), neg(matmul(s, x)))
+
+    return _arranged(x, axis, apply)
+
+
+def _inverse_real_transform(x: Value, *, axis: int, n: d.Dim) -> Value:
+    def apply(x: Value) -> Value:
+        re, im = real(x), imag(x)
+        if isinstance(n, int):
+            return _part(transform(_mirrored(re, im, n), 1, scale=1 / n, parts=1), 0)
+        outer, half, _ = x.dims
+        whole, dtype = DTYPES["i64"], re.type.dtype
+        k = iota(dims=(half, 1), axis=0, dtype=whole)
+        once = logical_or(eq(k, 0), eq(mul(k, 2), extent(dim=n, dtype=whole)))
+        weight = div(cast(where(once, literal(1, whole), literal(2, whole)), dtype=dtype), _count(n, dtype))
+        c, s = _waves(n, half, n, dtype, outer)
+        return sub(matmul(c, mul(re, weight)), matmul(s, mul(im, weight)))
+
+    return _arranged(x, axis, apply)
+
+
+def _mirrored(re: Value, im: Value, n: int) -> Value:
+    """The whole spectrum of a real sequence from its first half; what must be real in it is taken as real."""
+    keep = np.ones((n // 2 + 1, 1))
+    keep[[0, n // 2] if n % 2 == 0 else [0]] = 0
+    im = mul(im, literal(keep, im.type.dtype))
+    tails = (flip(slice_axis(part, 1, 1, (n + 1) // 2), axes=(1,)) for part in (re, neg(im)))
+    whole = [concat(part, tail, axis=1) if n > 2 else part for part, tail in zip((re, im), tails, strict=True)]
+    return _stacked(*whole)
+
+
+def _flops(x: TensorType, *, axis: int, n: d.Dim | None = None) -> d.Dim:
+    length = x.dims[axis] if n is None else n
+    return 5 * x.size * (length.bit_length() if isinstance(length, int) else length)
+
+
+def _fft(x: TensorType, *, axis: int) -> TensorType:
+    r.of_kind(frozenset({"complex"}), x)
+    return _nonempty(x, axis)
+
+
+def _rfft(x: TensorType, *, axis: int) -> TensorType:
+    r.require(x.dtype.name in COMPLEX, f"takes f32 or f64, not {x.dtype}; cast first")
+    _nonempty(x, axis)
+    return TensorType(COMPLEX[x.dtype.name], r.replace_dim(x, axis, x.dims[axis] // 2 + 1).dims)
+
+
+def _irfft(x: TensorType, *, axis: int, n: d.Dim) -> TensorType:
+    r.of_kind(frozenset({"complex"}), x)
+    _nonempty(x, axis)
+    r.require(x.dims[axis] == n // 2 + 1, f"a sequence of {n} has {n // 2 + 1} frequencies, not {x.dims[axis]}")
+    return TensorType(REAL[x.dtype.name], r.replace_dim(x, axis, n).dims)
+
+
+def _nonempty(x: TensorType, axis: int) -> TensorType:
+    r.axis_of(x, axis)
+    r.require(x.dims[axis] != 0, "there is no transform of nothing")
+    return x
+
+
+def _as_type(result: Any, x: Any) -> Any:
+    """NumPy transforms in double precision; the result has the operand's."""
+    single = x.dtype.itemsize == (8 if x.dtype.kind == "c" else 4)
+    return result.astype({"c": np.complex64, "f": np.float32}[result.dtype.kind]) if single else result
+
+
+def _wide(x: Any) -> Any:
+    return x.astype(np.complex128 if x.dtype.kind == "c" else np.float64)
+
+
+_SEVERAL = ((2, 7, 3), (1, 3), (12, 1), (2, 48, 2), (149, 2))  # odd, short, two factors and three, a large prime
+
+
+def _examples(dtype: str) -> tuple[Example, ...]:
+    return tuple(Example((f"{dtype}{list(dims)}",), {"axis": int(len(dims) > 1 and dims[0] < 4)}) for dims in _SEVERAL)
+
+
+fft = OpDef(
+    "fft",
+    infer=_fft,
+    reference=lambda x, *, axis: _as_type(np.fft.fft(_wide(x), axis=axis), x),
+    decompose=lambda x, *, axis: _complex_transform(x, axis=axis, sign=-1),
+    flops=_flops,
+    examples=_examples("c64"),
+    bad_examples=(
+        BadExample(("f32[4]",), {"axis": 0}, "takes complex operands"),
+        BadExample(("c64[4]",), {"axis": -1}, "axis -1 is not in 0..0"),
+        BadExample(("c64[2, 0]",), {"axis": 1}, "no transform of nothing"),
+    ),
+    doc="X_k = sum over j of exp(-2 pi i j k / n) x_j along the axis.",
+)
+ifft = OpDef(
+    "ifft",
+    infer=_fft,
+    reference=lambda x, *, axis: _as_type(np.fft.ifft(_wide(x), axis=axis), x),
+    decompose=lambda x, *, axis: _complex_transform(x, axis=axis, sign=1),
+    flops=_flops,
+    examples=_examples("c64"),
+    bad_examples=(BadExample(("f32[4]",), {"axis": 0}, "takes complex operands"),),
+    doc="x_j = 1/n sum over k of exp(2 pi i j k / n) X_k along the axis.",
+)
+rfft = OpDef(
+    "rfft",
+    infer=_rfft,
+    reference=lambda x, *, axis: _as_type(np.fft.rfft(_wide(x), axis=axis), x),
+    decompose=_real_transform,
+    flops=_flops,
+    examples=_examples("f32"),
+    bad_examples=(BadExample(("c64[4]",), {"axis": 0}, "takes f32 or f64, not c64"),),
+    doc="The first n // 2 + 1 frequencies of a real sequence; the others are their conjugates.",
+)
+irfft = OpDef(
+    "irfft",
+    infer=_irfft,
+    reference=lambda x, *, axis, n: _as_type(np.fft.irfft(_wide(x), n=n, axis=axis), x),
+    decompose=_inverse_real_transform,
+    flops=_flops,
+    examples=(
+        Example(("c64[2, 4, 3]",), {"axis": 1, "n": 7}),
+        Example(("c64[2, 4]",), {"axis": 1, "n": 6}),
+        Example(("c64[1, 3]",), {"axis": 0, "n": 1}),
+        Example(("c64[2, 1]",), {"axis": 0, "n": 2}),
+        Example(("c64[25, 2]",), {"axis": 0, "n": 48}),
+        Example(("c64[75, 2]",), {"axis": 0, "n": 149}),
+    ),
+    bad_examples=(BadExample(("c64[4]",), {"axis": 0, "n": 8}, "a sequence of 8 has 5 frequencies, not 4"),),
+    doc="The real sequence of length n that has these n // 2 + 1 frequencies.",
+)

@@ -6,10 +6,11 @@ likewise, or raises ``Mixes``. Elementwise ops share one rule. A composite witho
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from coilc.ir import Dim, Node, Value, dims, ops
+from coilc.ir.ops.wkv import WKV_STATES
 
 from .timeline import Mixes, Timed, Timeline, filled, outer_extent, rebuilt, replace_at
 
@@ -359,11 +360,15 @@ def cumsum(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     return (Timed(value, axis),)
 
 
-def recurrence(kind: str, slot: str, places: Sequence[int | str], known: Sequence[str]) -> Rule:
-    """The rule of a recurrence along axis 1 with optional operands ``known``, of which ``slot`` is its state.
+def recurrence(
+    kind: str, places: Sequence[int | str], known: Sequence[str], states: Mapping[str, float] = {"h0": 0.0}
+) -> Rule:
+    """The rule of a recurrence along axis 1 with optional operands ``known``.
 
     Args:
         places: which operands are sequences, fixed ones by position and optional ones by name.
+        states: which optional operands are its states, in the order of the results that follow them, and what a state
+            that is not given is at the start.
     """
 
     def apply(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
@@ -376,21 +381,27 @@ def recurrence(kind: str, slot: str, places: Sequence[int | str], known: Sequenc
         others = [o for o in operands if not any(o is s for s in sequences)]
         if not all(o.plain and o.axis == 1 for o in sequences) or not all(o.steady for o in others):
             raise Mixes("does not run over time alone")
-        initial = given[slot].value if slot in given else None
-        before = line.remember(kind, node.types[1], initial, node.location)
-        extra = {name: o.value for name, o in given.items()} | {slot: before}
+        before = {}
+        for (name, number), type_ in zip(states.items(), node.types[1:], strict=True):
+            initial = given[name].value if name in given else filled(type_, number)
+            before[name] = line.remember(kind, type_, initial, node.location)
+        extra = {name: o.value for name, o in given.items()} | before
         named = tuple(name for name in known if name in extra)
         values = [*(o.value for o in operands[:fixed]), *(extra[name] for name in named)]
-        y, after = node.op(*values, **{**node.attrs, "optional": named})
-        line.keep(before, after)
-        return Timed(y, 1), Timed(after, final=True)
+        y, *after = node.op(*values, **{**node.attrs, "optional": named})
+        for old, new in zip(before.values(), after, strict=True):
+            line.keep(old, new)
+        return (Timed(y, 1), *(Timed(v, final=True) for v in after))
 
     return apply
 
 
-RULES["selective_scan"] = recurrence("scan", "h0", (0, 1, 3, 4, "z", "mask"), ("D", "z", "dt_bias", "h0", "mask"))
-RULES["gated_linear_attention"] = recurrence("scan", "h0", (0, 1, 2, 3), ("h0",))
-RULES["causal_conv1d"] = recurrence("conv", "state", (0,), ("bias", "state"))
+RULES["selective_scan"] = recurrence("scan", (0, 1, 3, 4, "z", "mask"), ("D", "z", "dt_bias", "h0", "mask"))
+RULES["gated_linear_attention"] = recurrence("scan", (0, 1, 2, 3), ("bonus", "h0"))
+RULES["gated_delta_rule"] = recurrence("scan", (0, 1, 2, 3, 4), ("h0",))
+RULES["generalized_delta_rule"] = recurrence("scan", (0, 1, 2, 3, 4, 5), ("h0",))
+RULES["wkv"] = recurrence("scan", (0, 1), tuple(WKV_STATES), WKV_STATES)
+RULES["causal_conv1d"] = recurrence("conv", (0,), ("bias", "state"), {"state": 0.0})
 
 
 def batched(node: Node, operands: Sequence[Timed]) -> Results:

@@ -2,6 +2,7 @@
 
 from .attention import attention, rotary
 from .convolution import conv, conv_transpose, pool
+from .delta import gated_delta_rule, generalized_delta_rule
 from .elementwise import (
     abs,
     add,
@@ -100,3 +101,4 @@ from .prefix import cummax, cumprod, cumsum, logcumsumexp, sort, topk
 from .recurrence import body_input, causal_conv1d, gated_linear_attention, linear_scan, scan, selective_scan
 from .reduce import all, any, argmax, argmin, logsumexp, max, mean, min, prod, sum, var
 from .structural import constant, fused, input_, weight, zeros
+from .wkv import wkv

@@ -351,10 +351,14 @@ causal_conv1d = OpDef(
 # --- gated_linear_attention -----------------------------------------------------------------------------------------
 
 
-def _gated(
+GATED_OPTIONAL = ("bonus", "h0")
+
+
+def gated_types(
     q: TensorType, k: TensorType, v: TensorType, log_decay: TensorType, *rest: TensorType,
-    optional: tuple[str, ...] = (), scale: float = 1.0,
+    optional: tuple[str, ...] = (), known: tuple[str, ...] = ("h0",),
 ) -> tuple[TensorType, TensorType]:  # fmt: skip
+    """The outputs and the last state of attention with a decaying state."""
     batch, length, groups, state = r.ranked("q", q, "BLGN")
     _, _, heads, size = r.ranked("v", v, "BLHP")
     r.divided("H and G", heads, groups)
@@ -363,52 +367,73 @@ def _gated(
     per_head = (batch, length, heads)
     fits = log_decay.dims in (per_head, (*per_head, state))
     r.require(fits, f"log_decay must be {r.show(per_head)} or {r.show((*per_head, state))}")
-    extra = r.optional_operands(rest, optional, ("h0",))
+    extra = r.optional_operands(rest, optional, known)
     result = log_decay.with_dims((batch, heads, state, size))
     r.of_kind(r.FLOAT, q, k, v, log_decay, *rest)
-    for operand in extra.values():
-        r.shaped("h0", operand, result.dims)
-        r.same_dtype(operand, log_decay)
+    if "bonus" in extra:
+        r.shaped("bonus", extra["bonus"], (heads, state))
+    if "h0" in extra:
+        r.shaped("h0", extra["h0"], result.dims)
+        r.same_dtype(extra["h0"], log_decay)
     return v, result
+
+
+def _gated(
+    q: TensorType, k: TensorType, v: TensorType, log_decay: TensorType, *rest: TensorType,
+    optional: tuple[str, ...] = (), scale: float = 1.0,
+) -> tuple[TensorType, TensorType]:  # fmt: skip
+    return gated_types(q, k, v, log_decay, *rest, optional=optional, known=GATED_OPTIONAL)
 
 
 def _gated_loop(
     q: Any, k: Any, v: Any, log_decay: Any, *rest: Any, optional: tuple[str, ...], scale: float
 ) -> tuple[Any, Any]:
+    given = dict(zip(optional, rest, strict=True))
     (batch, length, heads, size), state = v.shape, q.shape[3]
     q, k = (np.repeat(m, heads // m.shape[2], axis=2) for m in (q, k))  # [B, L, H, N]
     decay = np.exp(log_decay if log_decay.ndim == 4 else log_decay[..., None])
-    h = rest[0] if rest else np.zeros((batch, heads, state, size), log_decay.dtype)
+    h = given["h0"] if "h0" in given else np.zeros((batch, heads, state, size), log_decay.dtype)
     o = np.empty_like(v)
     for t in range(length):
-        h = decay[:, t, :, :, None] * h + k[:, t, :, :, None] * v[:, t, :, None, :]
-        o[:, t] = scale * np.sum(q[:, t, :, :, None] * h, axis=2)
+        before, inflow = h, k[:, t, :, :, None] * v[:, t, :, None, :]
+        h = decay[:, t, :, :, None] * h + inflow
+        seen = before + given["bonus"][..., None] * inflow if "bonus" in given else h
+        o[:, t] = scale * np.sum(q[:, t, :, :, None] * seen, axis=2)
     return o, h
 
 
 def _gated_by_scan(
     q: Value, k: Value, v: Value, log_decay: Value, *rest: Value, optional: tuple[str, ...], scale: float
 ) -> tuple[Value, Value]:
+    given = dict(zip(optional, rest, strict=True))
     batch, _, heads, size = v.dims
     state = q.dims[3]
-    h0 = rest[0] if rest else zeros(v.type.with_dims((batch, heads, state, size)))
+    h0 = given.get("h0") or zeros(v.type.with_dims((batch, heads, state, size)))
     h = body_input("h", h0.type)
-    named = (("q", q), ("k", k), ("v", v), ("log_decay", log_decay))
-    q_t, k_t, v_t, g_t = (body_input(n, x.type, without=1) for n, x in named)
-    decay = reshape(exp(g_t), dims=(*g_t.dims, *(1,) * (4 - g_t.type.rank)))
-    q_h, k_h = (_to_heads(m, heads) for m in (q_t, k_t))
-    after = add(mul(decay, h), mul(expand_dims(k_h, 3), expand_dims(v_t, 2)))
-    out = reshape(matmul(mul(expand_dims(q_h, 2), scale), after), dims=v_t.dims)
-    body = Graph("body", (h, q_t, k_t, v_t, g_t), (("h", after), ("o", out)))
-    last, o = scan(h0, q, k, v, log_decay, body=body, carries=1, sequences=4, axis=1)
+    named = {"q": q, "k": k, "v": v, "log_decay": log_decay}
+    q_t, k_t, v_t, g_t = slices = [body_input(n, x.type, without=1) for n, x in named.items()]
+    consts = {body_input("bonus", given["bonus"].type): given["bonus"]} if "bonus" in given else {}
+    inflow = mul(expand_dims(to_heads(k_t, heads), 3), expand_dims(v_t, 2))
+    after = seen = add(mul(per_key(exp(g_t), 4), h), inflow)
+    for bonus in consts:
+        seen = add(h, mul(expand_dims(bonus, 2), inflow))
+    out = reshape(matmul(mul(expand_dims(to_heads(q_t, heads), 2), scale), seen), dims=v_t.dims)
+    body = Graph("body", (h, *slices, *consts), (("h", after), ("o", out)))
+    last, o = scan(h0, *named.values(), *consts.values(), body=body, carries=1, sequences=4, axis=1)
     return o, last
 
 
-def _to_heads(m: Value, heads: d.Dim) -> Value:
-    """[B, G, N] to [B, H, N]: each head reads its group."""
-    batch, groups, state = m.dims
-    spread = broadcast(expand_dims(m, 2), dims=(batch, groups, r.divided("H and G", heads, groups), state))
-    return reshape(spread, dims=(batch, heads, state))
+def per_key(decay: Value, rank: int) -> Value:
+    """[.., H] or [.., H, N] with axes of extent 1 behind, up to ``rank``."""
+    return reshape(decay, dims=(*decay.dims, *(1,) * (rank - decay.type.rank)))
+
+
+def to_heads(m: Value, heads: d.Dim) -> Value:
+    """[.., G, N] to [.., H, N]: each head reads its group."""
+    *lead, groups, state = m.dims
+    wide = expand_dims(m, m.type.rank - 1)
+    spread = broadcast(wide, dims=(*lead, groups, r.divided("H and G", heads, groups), state))
+    return reshape(spread, dims=(*lead, heads, state))
 
 
 _GLA = ("f32[2, 7, 2, 3]", "f32[2, 7, 2, 3]", "f32[2, 7, 4, 5]")
@@ -427,15 +452,23 @@ gated_linear_attention = OpDef(
         Example(
             ("bf16[1, 63, 1, 2]", "bf16[1, 63, 1, 2]", "bf16[1, 63, 1, 3]", "f32[1, 63, 1]"), ranges={3: (-1.0, 0.0)}
         ),
+        Example((*_GLA, "f32[2, 7, 4, 3]", "f32[4, 3]"), {"optional": ("bonus",)}, ranges={3: (-1.0, 0.0)}),
+        Example(
+            (*_GLA, "f32[2, 7, 4]", "f32[4, 3]", "f32[2, 4, 3, 5]"),
+            {"optional": ("bonus", "h0"), "scale": 0.5},
+            ranges={3: (-200.0, 0.0)},
+        ),
     ),
     bad_examples=(
         BadExample((*_GLA, "f32[2, 7, 3]"), {}, "log_decay must be [2, 7, 4] or [2, 7, 4, 3]"),
         BadExample(("f32[2, 7, 3, 3]",) * 2 + ("f32[2, 7, 4, 5]", "f32[2, 7, 4]"), {}, "4 is not a multiple of 3"),
         BadExample((*_GLA, "f32[2, 7, 4]", "f32[2, 4, 5, 3]"), {"optional": ("h0",)}, "h0 must have dims"),
+        BadExample((*_GLA, "f32[2, 7, 4]", "f32[3]"), {"optional": ("bonus",)}, "bonus must have dims [4, 3]"),
     ),
     doc=(
         "S_t = exp(log_decay_t) S_(t-1) + k_t (x) v_t; o_t = scale * q_t S_t. Decay per head is Mamba-2's SSD (arXiv "
         "2405.21060, section 5: q = C, k = B, v = dt x, log_decay = dt A); decay per key channel is GLA (arXiv "
-        "2312.06635, section 4). Head h uses group h // (H // G). The state has log_decay's dtype."
+        "2312.06635, section 4). With bonus u [H, N], o_t = scale * q_t (S_(t-1) + (u * k_t) (x) v_t) instead: RWKV-5 and 6 "
+        "(arXiv 2404.05892, section 4). Head h uses group h // (H // G). The state has log_decay's dtype."
     ),
 )

@@ -73,6 +73,38 @@ CAUSAL = {
         v1: f32[B*L, 1, 4, 1] = attention(v0, v0, v0, scale=1.0, causal=False)
         v2: f32[B, L, 4] = reshape(v1, dims=(B, L, 4))
         return {"y": v2}""",
+    "attention with a bonus": """
+        k0: f32[B, L, 4] = softmax(x, axis=2)
+        k: f32[B, L, 1, 4] = reshape(k0, dims=(B, L, 1, 4))
+        v: f32[B, L, 2, 2] = reshape(x, dims=(B, L, 2, 2))
+        g: f32[B, L, 2] = slice(x, starts=(0, 0, 0), stops=(B, L, 2), steps=(1, 1, 1))
+        g1: f32[B, L, 2] = logsigmoid(g)
+        u: f32[2, 4] = weight(name="u", type=f32[2, 4])
+        o, h = gated_linear_attention(k, k, v, g1, u, optional=("bonus",), scale=1.0)
+        return {"y": o, "last": h}""",
+    "delta rule": """
+        k0: f32[B, L, 4] = softmax(x, axis=2)
+        k: f32[B, L, 1, 4] = reshape(k0, dims=(B, L, 1, 4))
+        v: f32[B, L, 2, 2] = reshape(x, dims=(B, L, 2, 2))
+        g: f32[B, L, 2] = slice(x, starts=(0, 0, 0), stops=(B, L, 2), steps=(1, 1, 1))
+        g1: f32[B, L, 2] = logsigmoid(g)
+        beta: f32[B, L, 2] = sigmoid(g)
+        h0: f32[2, 4, 2] = weight(name="h0", type=f32[2, 4, 2])
+        h1: f32[B, 2, 4, 2] = broadcast(h0, dims=(B, 2, 4, 2))
+        o, h = gated_delta_rule(k, k, v, g1, beta, h1, optional=("h0",), scale=1.0)
+        return {"y": o, "last": h}""",
+    "generalised delta rule": """
+        k0: f32[B, L, 4] = softmax(x, axis=2)
+        k: f32[B, L, 1, 4] = reshape(k0, dims=(B, L, 1, 4))
+        v: f32[B, L, 1, 4] = reshape(x, dims=(B, L, 1, 4))
+        g: f32[B, L, 1, 4] = logsigmoid(v)
+        o, h = generalized_delta_rule(k, k, v, g, k, k, optional=(), scale=1.0)
+        return {"y": o, "last": h}""",
+    "wkv": """
+        w: f32[4] = weight(name="w4", type=f32[4])
+        decay: f32[4] = logsigmoid(w)
+        y, num, den, top = wkv(x, x, decay, w, optional=())
+        return {"y": y, "num": num, "den": den}""",
     "last element": """
         v0: f32[B, 1, 4] = slice(x, starts=(0, L - 1, 0), stops=(B, L, 4), steps=(1, 1, 1))
         v1: f32[B, 1, 4] = tanh(v0)

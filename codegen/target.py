@@ -19,7 +19,16 @@ _X86_V4 = (*_X86_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
 # Composites that have a kernel of their own on CPUs; all others are decomposed.
 _CPU_CLAIMS = frozenset(
-    {"packed_matmul", "linear_scan", "selective_scan", "causal_conv1d", "gated_linear_attention", "attention"}
+    {
+        "packed_matmul",
+        "linear_scan",
+        "selective_scan",
+        "causal_conv1d",
+        "gated_linear_attention",
+        "gated_delta_rule",
+        "generalized_delta_rule",
+        "attention",
+    }
 )
 
 

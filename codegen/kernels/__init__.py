@@ -12,6 +12,7 @@ from .argument import emit_argument
 from .attention import emit_attention
 from .causal_conv1d import emit_causal_conv1d
 from .conv import emit_conv
+from .delta_rule import emit_delta_rule
 from .gated_linear_attention import emit_gated_linear_attention
 from .linear_scan import emit_linear_scan
 from .matmul import emit_matmul
@@ -32,6 +33,8 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.attention: emit_attention,
     ops.linear_scan: emit_linear_scan,
     ops.gated_linear_attention: emit_gated_linear_attention,
+    ops.gated_delta_rule: emit_delta_rule,
+    ops.generalized_delta_rule: emit_delta_rule,
     ops.conv: emit_conv,
     ops.pool: emit_pool,
     ops.cumsum: emit_cumulative,

@@ -7,7 +7,10 @@ through those steps, and written back. Without matrix units this beats the chunk
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -25,7 +28,7 @@ VECTORS_PER_BLOCK = 2  # with four steps: 8 vectors of outputs, 8 of values, 2 o
 
 
 @dataclass(frozen=True)
-class Task:
+class HeadTask:
     """One batch element, head and block of value columns."""
 
     k: Anchor
@@ -45,30 +48,46 @@ class Task:
         """Whether every key channel has a decay of its own."""
         return len(self.k.dims(LOG_DECAY)) == 4
 
+    def initial(self, n: Expr, j: Expr) -> Expr:
+        """The first state."""
+        if self.k.has("h0"):
+            return self.k.read("h0", self.b, self.head, n, self.first + j)
+        return tirx.const(0, self.dtype)
 
-def emit_gated_linear_attention(k: Anchor) -> None:
-    """Write the body of the kernel: o[B, L, H, P] and, if used, the last state h[B, H, N, P]."""
+
+@contextmanager
+def head_tasks(k: Anchor, vectors: int, work: int) -> Iterator[HeadTask]:
+    """The parallel loop over tasks of ``vectors`` vectors of columns; ``work`` is operations per state element and step.
+
+    Raises:
+        UnsupportedError: the state's size is not known.
+    """
     batch, length, heads, size = k.dims(V)
     groups, states = k.dims(Q)[2:]
     per_group = d.divide_exactly(heads, groups)
     if not isinstance(states, int) or per_group is None:
         where = [(str(k.operands[Q].type), k.node.location)]
-        raise UnsupportedError("gated_linear_attention needs a fixed state size and whole groups of heads:", where)
-    blocks = Blocks(size, VECTORS_PER_BLOCK * k.target.lanes(32))
+        raise UnsupportedError(f"{k.node.op.name} needs a fixed state size and whole groups of heads:", where)
+    blocks = Blocks(size, vectors * k.target.lanes(32))
     extents = [k.extent(batch), k.extent(heads), i64(blocks.count(k.extent(size)))]
-    with parallel(product(extents), 6 * d.size((batch, length, heads, size, states))) as index:
+    with parallel(product(extents), work * d.size((batch, length, heads, size, states))) as index:
         b, head, block = unravel(index, extents)
         group = tirx.truncdiv(head, k.extent(per_group))
-        _run(Task(k, b, head, group, blocks.start(block), blocks.width, states), k.extent(length))
+        yield HeadTask(k, b, head, group, blocks.start(block), blocks.width, states)
 
 
-def _run(task: Task, length: Expr) -> None:
+def emit_gated_linear_attention(k: Anchor) -> None:
+    """Write the body of the kernel: o[B, L, H, P] and, if used, the last state h[B, H, N, P]."""
+    with head_tasks(k, VECTORS_PER_BLOCK, 6) as task:
+        _run(task, k.extent(k.dims(V)[1]))
+
+
+def _run(task: HeadTask, length: Expr) -> None:
     k, dtype, steps = task.k, task.dtype, 4 if task.k.target.registers >= 32 else 2
     h = local((task.states, task.width), dtype)
     decay = local((steps, task.states if task.per_channel else 1), dtype)
     with serial(task.states) as n, lanes(task.width) as j:
-        start = k.read("h0", task.b, task.head, n, task.first + j) if k.has("h0") else tirx.const(0, dtype)
-        T.buffer_store(h, start, [n, j])
+        T.buffer_store(h, task.initial(n, j), [n, j])
     whole = tirx.truncdiv(length, i64(steps))
     with serial(whole) as block:
         _advance(task, h, decay, block * i64(steps), steps)
@@ -78,7 +97,7 @@ def _run(task: Task, length: Expr) -> None:
         k.store(1, [task.b, task.head, n, task.first + j], h[n, j])
 
 
-def _advance(task: Task, h: tirx.Buffer, decay: tirx.Buffer, t: Expr, steps: int) -> None:
+def _advance(task: HeadTask, h: tirx.Buffer, decay: tirx.Buffer, t: Expr, steps: int) -> None:
     """``steps`` steps from ``t`` in one pass over the state."""
     k, dtype, width = task.k, task.dtype, task.width
     out, v = ([local((width,), dtype) for _ in range(steps)] for _ in range(2))  # one buffer each: they fit the stack
@@ -93,12 +112,18 @@ def _advance(task: Task, h: tirx.Buffer, decay: tirx.Buffer, t: Expr, steps: int
         with lanes(width) as j:
             T.buffer_store(row, h[n, j], [j])
         for i in range(steps):
+            key = partial(k.read, K, task.b, t + i64(i), task.group, n, dtype=dtype)
+            query = partial(k.read, Q, task.b, t + i64(i), task.group, n, dtype=dtype)
+            kept = decay[i, n if task.per_channel else i64(0)]
+            if k.has("bonus"):  # outputs see the state before, and the step's own inflow times the bonus
+                with lanes(width) as j:
+                    seen = row[j] + k.read("bonus", task.head, n, dtype=dtype) * (key() * v[i][j])
+                    T.buffer_store(out[i], out[i][j] + query() * seen, [j])
             with lanes(width) as j:
-                inflow = k.read(K, task.b, t + i64(i), task.group, n, dtype=dtype) * v[i][j]
-                T.buffer_store(row, decay[i, n if task.per_channel else i64(0)] * row[j] + inflow, [j])
-            with lanes(width) as j:
-                step = k.read(Q, task.b, t + i64(i), task.group, n, dtype=dtype) * row[j]
-                T.buffer_store(out[i], out[i][j] + step, [j])
+                T.buffer_store(row, kept * row[j] + key() * v[i][j], [j])
+            if not k.has("bonus"):
+                with lanes(width) as j:
+                    T.buffer_store(out[i], out[i][j] + query() * row[j], [j])
         with lanes(width) as j:
             T.buffer_store(h, row[j], [n, j])
     scale = tirx.const(k.node.attrs["scale"], dtype)
@@ -107,7 +132,7 @@ def _advance(task: Task, h: tirx.Buffer, decay: tirx.Buffer, t: Expr, steps: int
             k.store(0, [task.b, t + i64(i), task.head, task.first + j], out[i][j] * scale)
 
 
-def _store_decays(task: Task, decay: tirx.Buffer, t: Expr, steps: int) -> None:
+def _store_decays(task: HeadTask, decay: tirx.Buffer, t: Expr, steps: int) -> None:
     """decay = exp(log_decay) of these steps; channels in lanes where there are any."""
     k = task.k
     if not task.per_channel:

@@ -17,6 +17,12 @@ PER_CHANNEL = """def kernel(
     o, s = gated_linear_attention(q, k, v, decay, h0, optional=("h0",), scale=0.25)
     return {{"o": o, "s": s}}
 """
+BONUS = """def kernel(
+    q: f32[B, L, {g}, {n}], k: f32[B, L, {g}, {n}], v: f32[B, L, {h}, {p}], decay: f32[B, L, {h}, {n}], u: f32[{h}, {n}]
+):
+    o, s = gated_linear_attention(q, k, v, decay, u, optional=("bonus",), scale=1.0)
+    return {{"o": o, "s": s}}
+"""
 HALF = """def kernel(
     q: bf16[B, L, 1, 3], k: bf16[B, L, 1, 3], v: bf16[B, L, 2, 5], decay: f32[B, L, 2], gate: bf16[B, L, 2, 5]
 ):
@@ -27,7 +33,7 @@ HALF = """def kernel(
 RANGES = {"decay": (-2.0, 0.0)}
 
 
-@pytest.mark.parametrize("text", [PER_HEAD, PER_CHANNEL], ids=["per-head", "per-channel"])
+@pytest.mark.parametrize("text", [PER_HEAD, PER_CHANNEL, BONUS], ids=["per-head", "per-channel", "bonus"])
 @pytest.mark.parametrize(
     ("h", "g", "n", "p"), [(1, 1, 1, 1), (4, 2, 3, 5), (2, 1, 64, 64), (3, 3, 7, 100), (2, 2, 33, 130)]
 )

@@ -79,7 +79,21 @@ def _looked_through(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...] 
         case "matmul" if node.inputs[0].dims[-1] == 1:
             x, y = node.inputs
             return _factors(x, _without_units(axes, x.dims), depth) + _factors(y, _without_units(axes, y.dims), depth)
+        case "einsum":
+            return _of_einsum(value, axes, depth)
     return None
+
+
+def _of_einsum(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...] | None:
+    """An einsum that sums over nothing is a product."""
+    given, result = value.node.attrs["equation"].split("->")
+    terms = given.split(",")
+    if any(len(set(term)) < len(term) or set(term) - set(result) for term in terms):
+        return None
+    axis_of = dict(zip(result, axes, strict=True))
+    operands = zip(value.node.inputs, terms, strict=True)
+    parts = (_factors(x, _without_units((axis_of[c] for c in term), x.dims), depth) for x, term in operands)
+    return tuple(factor for part in parts for factor in part)
 
 
 def _of_reshape(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...] | None:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 HOLDS = {"selective_scan": 4}
 CAUSAL = False
-LENGTHS: tuple[int, ...] = ()  # position embeddings fix the number of patches
+LENGTHS: tuple[int, ...] = ()
+TOKENS = 26  # position embeddings fix the number of patches
 
 
 def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:

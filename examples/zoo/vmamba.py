@@ -21,6 +21,7 @@ from torch import Tensor, nn
 HOLDS = {"selective_scan": 2}
 CAUSAL = False
 LENGTHS: tuple[int, ...] = ()
+TOKENS = 30
 
 
 def selective_scan(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class SS2D(nn.Module):
         self.x_proj = nn.Parameter(torch.randn(routes, rank + 2 * states, channels) * channels**-0.5)
         self.dt_proj = nn.Parameter(torch.randn(routes, channels, rank) * rank**-0.5)
         self.dt_bias = nn.Parameter(torch.randn(routes, channels) - 3)
-        self.a_log = nn.Parameter(torch.log(torch.arange(1.0, states + 1)).repeat(routes, channels, 1))
+        self.a_log = nn.Parameter(torch.log(torch.arange(1.0, states + 1)).repeat(routes * channels, 1))
         self.d = nn.Parameter(torch.ones(routes, channels))
         self.norm = nn.LayerNorm(channels)
         self.out_proj = nn.Linear(channels, width, bias=False)
@@ -73,7 +74,8 @@ class SS2D(nn.Module):
         parts = torch.einsum("bkdl,kcd->bkcl", xs, self.x_proj)
         dt, b, c = parts.split([self.rank, self.states, self.states], dim=2)
         dt = F.softplus(torch.einsum("bkrl,kdr->bkdl", dt, self.dt_proj) + self.dt_bias[:, :, None])
-        y = cross_merge(selective_scan(xs, dt, -torch.exp(self.a_log), b, c, self.d), height, width)
+        a = -torch.exp(self.a_log).unflatten(0, self.d.shape)
+        y = cross_merge(selective_scan(xs, dt, a, b, c, self.d), height, width)
         return self.out_proj(self.norm(y.transpose(1, 2)).unflatten(1, (height, width)))
 
 

@@ -40,6 +40,17 @@ def main(x: f32[2, 5, 6], dt: f32[2, 5, 6], A: f32[6, 4], Bm: f32[2, 5, 4], Cm: 
     return {"y": y, "last": last}
 """
 
+# The same, discretised by einsums that sum over nothing.
+EINSUMS = (
+    OUTSIDE[: OUTSIDE.index("    a0:")]
+    + """
+    a3: f32[2, 5, 6, 4] = einsum(dt, A, equation="bld,dn->bldn")
+    a4: f32[2, 5, 6, 4] = exp(a3)
+    u2: f32[2, 5, 6, 4] = einsum(dt, Bm, x, equation="bld,bln,bld->bldn")
+"""
+    + OUTSIDE[OUTSIDE.index("    a: f32") :]
+)
+
 # Everything in the loop, states before channels, a given initial state, time on axis 1.
 INSIDE = """
 def main(x: f32[2, 5, 6], dt: f32[2, 5, 6], A: f32[6, 4], Bm: f32[2, 5, 4], Cm: f32[2, 5, 4], h0: f32[2, 4, 6]):
@@ -85,7 +96,9 @@ def same_numbers(before: Graph, after: Graph) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [OUTSIDE, INSIDE.replace("REVERSE", "False"), INSIDE.replace("REVERSE", "True")], ids=["out", "in", "back"]
+    "text",
+    [OUTSIDE, EINSUMS, INSIDE.replace("REVERSE", "False"), INSIDE.replace("REVERSE", "True")],
+    ids=["out", "einsums", "in", "back"],
 )
 def test_loop_is_a_selective_scan(text: str) -> None:
     before = parse_graph(text)

@@ -13,7 +13,7 @@ from coilc.ir.dims import Dim
 
 from .kernel import Kernel
 from .reader import index
-from .scalar import Expr, vector
+from .scalar import Expr, inside_loop, vector
 
 PARALLEL_WORK = 16384  # elements; a launch takes about a microsecond, in which one core does as many simple ones
 
@@ -21,14 +21,14 @@ PARALLEL_WORK = 16384  # elements; a launch takes about a microsecond, in which 
 def for_each_task(k: Kernel, count: Dim, work: Dim, body: Callable[[Expr], None]) -> None:
     """Run ``body`` for 0 <= task < count, over threads when ``work`` elements are worth it.
 
-    Where that depends on a symbol the loop is written twice.
+    Where that depends on a symbol the loop is written twice. Inside another loop it is serial.
     """
     if count == 1:
         body(index(0))
         return
     extent = k.extent(count)
     low, high = d.bounds(work, {})
-    if high is not None and high < PARALLEL_WORK:
+    if inside_loop() or (high is not None and high < PARALLEL_WORK):
         _loop(T.serial, extent, body)
     elif low >= PARALLEL_WORK:
         _loop(T.parallel, extent, body)

@@ -140,6 +140,30 @@ class Reader:
         return indices[::-1]
 
 
+View = Callable[[Indices], Expr]
+
+
+class StepReader(Reader):
+    """Reads some values through functions of their index instead of from a buffer."""
+
+    def __init__(
+        self, body: Graph, buffers: Mapping[Value, tirx.Buffer], views: Mapping[Value, View], dims: Mapping[str, Expr]
+    ) -> None:
+        super().__init__(body, buffers, dims)
+        self.views = dict(views)
+
+    def _evaluate(self, value: Value, indices: Indices) -> Expr:
+        if value in self.views and value not in self.buffers:
+            return self.views[value](indices)
+        return super()._evaluate(value, indices)
+
+    def memory_of(self, value: Value) -> tirx.Buffer | None:
+        """The flat buffer that holds a value, perhaps under other dims."""
+        while value.op.name == "reshape" and value not in self.buffers:
+            (value,) = value.node.inputs
+        return self.buffers.get(value)
+
+
 def store_element(buffer: tirx.Buffer, indices: Indices, value: Expr, dtype: Any) -> None:
     """Round ``value`` to the storage type of ``dtype`` and write it; a scalar output has one element."""
     T.buffer_store(buffer, encode(value, dtype), list(indices) or [index(0)])

@@ -8,7 +8,9 @@ from typing import TypeAlias
 
 import tvm
 from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx.script.builder.frame import ForFrame
 
 from coilc.ir import DType
 
@@ -61,6 +63,11 @@ def vector(width: int) -> Iterator[Expr]:
             yield lane
         finally:
             _open_vectors.pop()
+
+
+def inside_loop() -> bool:
+    """Whether the code being written is inside a loop: parallel loops must not nest."""
+    return any(isinstance(frame, ForFrame) for frame in IRBuilder.current().frames)
 
 
 def bind(x: Expr) -> Expr:

@@ -12,7 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from coilc.ir.dims import Dim
 
-from ..scalar import Expr, vector
+from ..scalar import Expr, inside_loop, vector
 
 PARALLEL_FLOPS = 1 << 16  # below this a parallel launch (about a microsecond) costs more than it saves
 
@@ -38,9 +38,9 @@ def lanes(width: int) -> Any:
 
 
 def parallel(extent: Expr | int, work: Dim | None = None) -> Any:
-    """A loop over independent tasks, on the thread pool unless the whole work is known to be small."""
+    """A loop over independent tasks, on the thread pool unless the whole work is known to be small or a loop is open."""
     small = isinstance(work, int) and work < PARALLEL_FLOPS
-    return serial(extent) if small else T.parallel(i64(0), i64(extent))
+    return serial(extent) if small or inside_loop() else T.parallel(i64(0), i64(extent))
 
 
 def local(shape: Sequence[int], dtype: str) -> tirx.Buffer:

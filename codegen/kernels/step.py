@@ -1,0 +1,230 @@
+"""Scans of any body: a step is a small program, scheduled like a model, whose kernels run one after another in the loop.
+
+What flows between these kernels is in task-local memory, as are the carries. A task has one index of every symbolic dim
+along which the body mixes nothing (``independent.py``); what it keeps must then have a static size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import Graph, Node, UnsupportedError, Value
+from coilc.ir import dims as d
+from coilc.passes.build_bodies import Schedule
+from coilc.passes.fuse_groups import group
+
+from ..kernel import Kernel
+from ..loops import vector_loop, whole_axis
+from ..reader import Indices, StepReader, View, store_element
+from ..scalar import Expr, storage_dtype
+from .anchor import Anchor
+from .independent import Classes
+from .loops import i64, local, parallel, product, serial, unravel
+
+VECTORS = 2  # registers per vector of a copy
+
+Starts = Mapping[int, Expr]  # where a task's part of a value begins on an axis; zero on the others
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one task computes.
+
+    Attributes:
+        body: the scan's body as this part sees it.
+        operands: for each operand of the scan, where the part of a slice of it begins.
+        results: the same for each result.
+    """
+
+    k: Anchor
+    body: Graph
+    operands: Sequence[Starts]
+    results: Sequence[Starts]
+
+    @property
+    def carries(self) -> int:
+        return self.k.node.attrs["carries"]
+
+    def stacked(self, t: Expr, indices: Indices) -> list[Expr]:
+        """The index into a sequence of an index into its slice at ``t``."""
+        axis = self.k.node.attrs["axis"]
+        return [*indices[:axis], t, *indices[axis:]]
+
+    def operand(self, i: int, t: Expr | None = None) -> View:
+        """Reads this part of an operand, or of its slice at ``t``."""
+
+        def read(indices: Indices) -> Expr:
+            place = _shifted(indices, self.operands[i])
+            return self.k.read(i, *(place if t is None else self.stacked(t, place)))
+
+        return read
+
+    def store(self, i: int, t: Expr | None, indices: Indices, value: Expr) -> None:
+        """Write an element of a carry, or of an output at ``t``."""
+        place = _shifted(indices, self.results[i])
+        self.k.store(i, place if t is None else self.stacked(t, place), value)
+
+
+def _shifted(indices: Indices, starts: Starts) -> list[Expr]:
+    return [starts[a] + i if a in starts else i for a, i in enumerate(indices)]
+
+
+def emit_step_by_step(k: Anchor) -> None:
+    """Write the body of the kernel: one task per index of the independent symbolic dims."""
+    original: Graph = k.node.attrs["body"]
+    body, cuts = narrowed(original, k.node.attrs["carries"])
+    extents = [k.extent(extent) for extent, _ in cuts] or [i64(1)]
+    with parallel(product(extents)) as task:
+        indices = unravel(task, extents)
+
+        def starts(value: Value) -> Starts:
+            return {a: at for (_, axes), at in zip(cuts, indices, strict=False) for a in axes.get(value, ())}
+
+        part = Part(k, body, [starts(v) for v in original.inputs], [starts(v) for v in original.results])
+        Steps(part).emit()
+
+
+Cut = tuple[d.Dim, Mapping[Value, tuple[int, ...]]]
+
+
+def narrowed(body: Graph, carries: int) -> tuple[Graph, list[Cut]]:
+    """The body for one index of each independent symbolic dim; these dims, and their axes in inputs and results."""
+    cuts: list[Cut] = []
+    inside = body
+    while True:
+        classes = Classes.of(inside, carries)
+        symbolic = [(root, dim) for root, dim in classes.independent().items() if not isinstance(dim, int)]
+        if not symbolic:
+            return inside, cuts
+        root, dim = symbolic[0]
+        pairs = zip((*body.inputs, *body.results), (*inside.inputs, *inside.results), strict=True)
+        cuts.append((dim, {outer: tuple(classes.axes(inner, root)) for outer, inner in pairs}))
+        inside = classes.narrow(root, 1)
+
+
+class Steps:
+    """The code of one part: the carries, and in a serial loop the kernels of the step."""
+
+    def __init__(self, part: Part) -> None:
+        self.part, self.k = part, part.k
+        body = part.body
+        results = tuple(dict.fromkeys(body.results))
+        unique = Graph("step", body.inputs, tuple((f"r{i}", v) for i, v in enumerate(results)))
+        self.schedule = Schedule(unique, group(unique)).build()
+        self.results = [self.schedule.results[results.index(v)] for v in body.results]
+
+    @cached_property
+    def calls(self) -> tuple[Node, ...]:
+        return tuple(node for node in self.schedule.nodes if node.op.name == "fused")
+
+    def emit(self) -> None:
+        body, carries, dims = self.part.body, self.part.carries, self.k.kernel.reader.dims
+        states = {v: self._memory(v) for v in body.inputs[:carries]}
+        kept = {v: self._memory(v) for node in self.calls for v in node.results}
+        for i, (value, state) in enumerate(states.items()):
+            self._for_each(value, partial(self._load, i, value, state))
+        with self._time() as t:
+            reader = StepReader(self.schedule, {**states, **kept, **self._buffers()}, self._views(t), dims)
+            for node in self.calls:
+                self._run(node, reader, kept)
+            for i, value in enumerate(self.results[carries:], carries):
+                self._for_each(value, partial(self._store, i, t, value, reader))
+            for (value, state), after in zip(states.items(), self.results, strict=False):
+                self._copy(value, kept[after], state)
+        reader = StepReader(self.schedule, states, {}, dims)
+        for i, value in enumerate(states):
+            self._for_each(value, partial(self._store, i, None, value, reader))
+
+    # --- memory -------------------------------------------------------------------------------------------------------
+
+    def _memory(self, value: Value) -> tirx.Buffer:
+        """Flat local memory for a value.
+
+        Raises:
+            UnsupportedError: its size is not known.
+        """
+        size = value.type.size
+        if not isinstance(size, int):
+            where = [(f"{value.op.name}: {value.type}", value.location or self.k.node.location)]
+            raise UnsupportedError(
+                "a scan body mixes elements along a symbolic dim, so that a step's memory is unknown:", where
+            )
+        return local((max(size, 1),), storage_dtype(value.type.dtype))
+
+    def _buffers(self) -> dict[Value, tirx.Buffer]:
+        """Inputs of the body that lie in memory as they are, for kernels that want more than single elements."""
+        found: dict[Value, tirx.Buffer] = {}
+        for i, value in enumerate(self.part.body.inputs[self.part.carries :], self.part.carries):
+            buffer = self.k.kernel.reader.buffers.get(self.k.operands[i])
+            if buffer is not None and not self._moves(i) and not self.part.operands[i]:
+                found[value] = buffer
+        return found
+
+    def _views(self, t: Expr) -> dict[Value, View]:
+        """Slices at ``t``, and constants."""
+        inputs = enumerate(self.part.body.inputs[self.part.carries :], self.part.carries)
+        return {v: self.part.operand(i, t if self._moves(i) else None) for i, v in inputs}
+
+    def _moves(self, operand: int) -> bool:
+        carries = self.part.carries
+        return carries <= operand < carries + self.k.node.attrs["sequences"]
+
+    def _shaped(self, buffer: tirx.Buffer, value: Value) -> tirx.Buffer:
+        dims = [self.k.extent(dim) for dim in value.dims] or [i64(1)]
+        return T.decl_buffer(dims, str(buffer.dtype), data=buffer.data)
+
+    # --- code ---------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _time(self) -> Iterator[Expr]:
+        """The serial loop; yields the position in time."""
+        attrs = self.k.node.attrs
+        length = self.k.extent(self.k.dims(attrs["carries"])[attrs["axis"]])
+        with serial(length) as step:
+            yield length - i64(1) - step if attrs["reverse"] else step
+
+    def _run(self, node: Node, reader: StepReader, kept: Mapping[Value, tirx.Buffer]) -> None:
+        """One kernel of the step."""
+        from ..lower import choose  # lowering knows every kind of kernel, this one included
+
+        body, emit = choose(node.attrs["body"])
+        inputs = StepReader(body, {}, {}, reader.dims)
+        for x, operand in zip(node.attrs["body"].inputs, node.inputs, strict=True):
+            buffer = reader.memory_of(operand)
+            if buffer is not None:
+                inputs.buffers[x] = buffer
+            else:
+                inputs.views[x] = partial(reader.read, operand)
+        outputs = [self._shaped(kept[v], y) for v, y in zip(node.results, body.results, strict=True)]
+        emit(Kernel(body, self.k.target, inputs, outputs))
+
+    def _for_each(self, value: Value, body: Callable[[list[Expr]], None]) -> None:
+        """Run ``body`` for every index of a value, innermost in vectors."""
+        *outer, inner = value.dims or (1,)
+        with ExitStack() as stack:
+            at = [stack.enter_context(serial(self.k.extent(dim))) for dim in outer]
+            self._in_vectors(value, inner, lambda j: body([*at, j][: value.type.rank]))
+
+    def _in_vectors(self, value: Value, extent: d.Dim, body: Callable[[Expr], None]) -> None:
+        width = VECTORS * self.k.target.lanes(max(32, value.type.dtype.bits))
+        while isinstance(extent, int) and width > max(extent, 1):
+            width //= 2
+        vector_loop(whole_axis(self.k.kernel, extent), width, body)
+
+    def _load(self, i: int, value: Value, state: tirx.Buffer, at: Indices) -> None:
+        """One element of a carry's first value."""
+        place = self.k.kernel.reader.offset(at, value.dims)
+        store_element(state, [place], self.part.operand(i)(at), value.type.dtype)
+
+    def _store(self, i: int, t: Expr | None, value: Value, reader: StepReader, at: Indices) -> None:
+        """One element of a result of the scan."""
+        self.part.store(i, t, at, reader.read(value, at))
+
+    def _copy(self, value: Value, source: tirx.Buffer, to: tirx.Buffer) -> None:
+        self._in_vectors(value, value.type.size, lambda j: T.buffer_store(to, source[j], [j]))

@@ -116,10 +116,11 @@ class _Converter:
 
     def block(self, graph_module: GraphModule, env: dict[Node, Any]) -> Any:
         """Convert a graph; its placeholders are in ``env``. Returns what its output node holds."""
+        needed = _needed(graph_module)
         for node in graph_module.graph.nodes:
             if node.op == "get_attr":
                 env[node] = self.attribute(graph_module, str(node.target))
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node in needed:
                 env[node] = self.call(node, env)
             elif node.op == "output":
                 return torch.fx.map_arg(node.args[0], lambda n: env[n])
@@ -231,6 +232,15 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
         return dense.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     dtype_from(dense.dtype)
     return dense.numpy()
+
+
+def _needed(graph_module: GraphModule) -> set[Node]:
+    """Nodes that the results depend on. What only a check reads need not be expressible."""
+    needed: set[Node] = set()
+    for node in reversed(graph_module.graph.nodes):
+        if node.op == "output" or not needed.isdisjoint(node.users):
+            needed.add(node)
+    return needed
 
 
 def _argument_names(program: ExportedProgram, count: int) -> list[str]:

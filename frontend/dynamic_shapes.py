@@ -276,8 +276,9 @@ def broken_assumption(program: torch.export.ExportedProgram) -> str | None:
     """A condition on sizes that the trace relies on and that some size breaks.
 
     torch can defer what it cannot prove to checks at run time. Each is evaluated here at small extents and near the
-    limits of the ranges instead, so that the artifact needs none. ``extent != 1`` is torch's way of saying that an
-    extent of 1 was not treated specially, which is right at 1 too; other inequalities are tried from extent 2 on.
+    limits of the ranges instead, so that the artifact needs none. A condition that excludes an extent of 1 is torch's
+    way of saying that it was not treated specially, which is right at 1 too; other inequalities are tried from extent 2
+    on.
     """
     ranges = {symbol: (max(int(r.lower), 1), r.upper) for symbol, r in program.range_constraints.items()}
     for node in program.graph.nodes:
@@ -289,7 +290,7 @@ def broken_assumption(program: torch.export.ExportedProgram) -> str | None:
 
 def _holds(condition: sympy.Basic, ranges: Mapping[Any, tuple[int, Any]]) -> bool:
     symbols = sorted(condition.free_symbols, key=str)
-    if isinstance(condition, sympy.Ne) and {0, 1} & set(condition.args):
+    if _excludes_an_extent_of_one(condition):
         return True
     if any(symbol not in ranges for symbol in symbols):
         return True  # about values, not sizes
@@ -298,6 +299,15 @@ def _holds(condition: sympy.Basic, ranges: Mapping[Any, tuple[int, Any]]) -> boo
     return all(
         condition.subs(dict(zip(symbols, values, strict=True))) != sympy.false for values in itertools.product(*extents)
     )
+
+
+def _excludes_an_extent_of_one(condition: sympy.Basic) -> bool:
+    """``n != 1``, ``n > 1``, and the same of two strides, ``m != m*n``; emptiness, ``n != 0``, is excluded anyway."""
+    if isinstance(condition, sympy.Gt):
+        return condition.rhs == 1
+    if not isinstance(condition, sympy.Ne):
+        return False
+    return bool({0, 1} & set(condition.args)) or 1 in (condition.rhs / condition.lhs).as_numer_denom()
 
 
 def _tried(low: int, high: Any, start: int) -> list[int]:

@@ -34,6 +34,24 @@ TO_TIME_MAJOR = (0, 2, 1)
 
 
 @on("conv")
+def conv_of_pad(node: Node) -> Value | None:
+    """conv(pad(x)) = conv(x) with that padding, where zeros are added along spatial axes only"""
+    x, *rest = node.inputs
+    moved = x.op is ops.transpose
+    pad = (x.node.inputs[0] if moved else x).node
+    if pad.op is not ops.pad or pad.attrs["value"] != 0:
+        return None
+    order = x.node.attrs["perm"] if moved else range(x.type.rank)
+    added = [(pad.attrs["low"][axis], pad.attrs["high"][axis]) for axis in order]
+    if added[:2] != [(0, 0)] * 2 or not all(isinstance(n, int) and n >= 0 for pair in added for n in pair):
+        return None
+    (source,) = pad.inputs
+    both = tuple((a + low, b + high) for (a, b), (low, high) in zip(node.attrs["padding"], added[2:], strict=True))
+    inner = ops.transpose(source, perm=order) if moved else source
+    return ops.conv(inner, *rest, **{**node.attrs, "padding": both})
+
+
+@on("conv")
 def conv_with_past_padding(node: Node) -> Value | Declined | None:
     """A depthwise convolution padded only before the first step"""
     if not is_depthwise(node):
@@ -112,5 +130,5 @@ def is_plain(value: Value) -> bool:
 
 
 RULES: tuple[Rule, ...] = (
-    conv_with_past_padding, cut_before_bias, conv_with_future_cut_off, bias_of_causal_conv, silu_of_causal_conv,
+    conv_of_pad, conv_with_past_padding, cut_before_bias, conv_with_future_cut_off, bias_of_causal_conv, silu_of_causal_conv,
 )  # fmt: skip

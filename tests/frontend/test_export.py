@@ -90,6 +90,22 @@ def test_one_import_serves_every_size(name: str) -> None:
         np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
 
 
+def test_a_grid_that_is_halved_flattened_and_a_grid_again() -> None:
+    """torch notes checks on this way, one of them a remainder by a dynamic extent, which no dimension can express."""
+    kernel = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+
+    def function(x: Tensor) -> Tensor:
+        x = nn.functional.conv2d(x, kernel, stride=2, padding=1)
+        y = nn.functional.conv1d(x.flatten(2), torch.ones(4, 4, 1)).reshape(x.shape[0], 4, x.shape[2], x.shape[3])
+        return nn.functional.conv2d(y, torch.ones(4, 1, 3, 3), padding=1, groups=4)
+
+    module = export_function(function, torch.randn(2, 3, 8, 10), shapes={"x": {0: "B", 2: "H", 3: "W"}})
+    for height, width in ((1, 1), (1, 6), (7, 2), (9, 4)):
+        x = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(height))
+        (found,) = interpret(module, {"x": x.numpy()}).values()
+        np.testing.assert_allclose(found, function(x).numpy(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("dim", "expected"),
     [

@@ -228,6 +228,40 @@ def test_bias_and_activation_join_the_convolution(check: Check) -> None:
     )
 
 
+PADDED = """
+    def main(x: f32[B, L, 8], w: f32[8, 1, 4], *, B: dim[1:], L: dim[1:]):
+        v0: f32[B, 8, L] = transpose(x, perm=(0, 2, 1))
+        v1: f32[B, 8, L + 3] = pad(v0, low=(0, 0, 3), high=(0, 0, 0), value=0.0)
+        v2: f32[B, 8, L] = conv(v1, w, strides=(1,), padding=((0, 0),), dilation=(1,), groups=8)
+        return {"y": v2}
+    """
+PADDED_FIRST = """
+    def main(x: f32[B, L, 8], w: f32[8, 1, 4], *, B: dim[1:], L: dim[1:]):
+        v0: f32[B, L + 3, 8] = pad(x, low=(0, 3, 0), high=(0, 0, 0), value=0.0)
+        v1: f32[B, 8, L + 3] = transpose(v0, perm=(0, 2, 1))
+        v2: f32[B, 8, L] = conv(v1, w, strides=(1,), padding=((0, 0),), dilation=(1,), groups=8)
+        return {"y": v2}
+    """
+
+
+@pytest.mark.parametrize("text", [PADDED, PADDED_FIRST])
+def test_a_pad_before_a_convolution_is_its_padding(text: str, preserves: Check) -> None:
+    found = preserves(recognise_convolutions, text)
+    names = [node.op.name for node in found.entries["main"].nodes]
+    assert "causal_conv1d" in names
+    assert "pad" not in names
+
+
+OF_ONES = PADDED_FIRST.replace("value=0.0", "value=1.0")
+OF_CHANNELS = PADDED_FIRST.replace("x: f32[B, L, 8]", "x: f32[B, L, 7]").replace("(0, 3, 0)", "(0, 3, 1)")
+
+
+@pytest.mark.parametrize("text", [OF_ONES, OF_CHANNELS])
+def test_a_pad_that_is_no_padding_stays(text: str, preserves: Check) -> None:
+    found = preserves(recognise_convolutions, text)
+    assert "pad" in [node.op.name for node in found.entries["main"].nodes]
+
+
 def test_a_convolution_that_sees_the_future_is_left_and_explained() -> None:
     text = (
         dedent(CAUSAL)

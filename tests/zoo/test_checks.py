@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from textwrap import dedent
 
 import numpy as np
@@ -15,6 +16,11 @@ from coilc.ir.types import f32
 def module_of(text: str, **weights: tuple[int, ...]) -> Module:
     graph = parse_graph(dedent(text).strip())
     return Module({"main": graph}, {name: np.zeros(shape, np.float32) for name, shape in weights.items()})
+
+
+def of_length(length: int, text: str) -> str:
+    """The same graph with a fixed length."""
+    return re.sub(r"\bL\b", str(length), text.replace(", L: dim[1:]", ""))
 
 
 def loop(steps: int) -> Graph:
@@ -56,10 +62,8 @@ def test_a_state_per_token_is_found() -> None:
 
 
 def test_a_fixed_length_is_counted_too() -> None:
-    module = module_of(WIDE.replace("L, ", "12, ").replace("*, B: dim[1:], 12, dim[1:]", "*, B: dim[1:]"), A=(6, 16))
-    found = materialised(module, module, 12)
-    assert found is not None
-    assert "96 elements per token" in found
+    module = module_of(of_length(12, WIDE), A=(6, 16))
+    assert materialised(module, module, 12) == "f32[B, 12, 6, 16] has 96 elements per token; the widest layer has 16"
 
 
 SQUARE = """
@@ -74,13 +78,7 @@ SQUARE = """
 def test_a_matrix_of_all_pairs_is_found() -> None:
     module = module_of(SQUARE, w=(400, 400))
     assert materialised(module, module, "L") == "f32[B, L, L] grows with the square of the length"
-    fixed = module_of(
-        SQUARE.replace("L, L]", "9, 9]")
-        .replace("L, 4]", "9, 4]")
-        .replace("4, L]", "4, 9]")
-        .replace(", L: dim[1:]", ""),
-        w=(400, 400),
-    )
+    fixed = module_of(of_length(9, SQUARE), w=(400, 400))
     assert materialised(fixed, fixed, 9) == "f32[B, 9, 9] grows with the square of the length"
 
 

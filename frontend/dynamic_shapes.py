@@ -58,14 +58,32 @@ class Dynamic:
             lambda path, x: _resized(x, {a: dims.evaluate(d, chosen) for a, d in self.axes.get(path, {}).items()}),
         )
 
+    def held(self, arguments: Mapping[str, Any], extents: Mapping[str, int | None]) -> tuple[Any, Dynamic]:
+        """Arguments in which some symbols have the given extents (``None``: the one they have), and the other dims."""
+        chosen = {name: extent or self._given(arguments)[name] for name, extent in extents.items()}
+        mine = {
+            path: {a: d for a, d in axes.items() if {*dims.symbols(d)} <= {*chosen}} for path, axes in self.axes.items()
+        }
+        rest = {path: {a: d for a, d in axes.items() if a not in mine[path]} for path, axes in self.axes.items()}
+        resized = _mapped(
+            arguments, lambda path, x: _resized(x, {a: dims.evaluate(d, chosen) for a, d in mine.get(path, {}).items()})
+        )
+        ranges = {name: limits for name, limits in self.ranges.items() if name not in chosen}
+        return resized, Dynamic(rest, ranges, self.stated, self.hints)
+
     def _extents(self, arguments: Mapping[str, Any]) -> dict[str, int]:
+        found = self._given(arguments)
+        return {name: self._usable(name, found.get(name, 2)) for name in self.ranges}
+
+    def _given(self, arguments: Mapping[str, Any]) -> dict[str, int]:
+        """The extents of the symbols in the user's example, where an axis is exactly the symbol."""
         found: dict[str, int] = {}
         for path, tensor in leaves(arguments):
             for axis, dim in self.axes.get(path, {}).items():
                 names = list(dims.symbols(dim))
                 if len(names) == 1 and dim == dims.symbol(names[0]):
                     found.setdefault(names[0], tensor.shape[axis])
-        return {name: self._usable(name, found.get(name, 2)) for name in self.ranges}
+        return found
 
     def _usable(self, name: str, extent: int) -> int:
         low, high = self.ranges[name]
@@ -240,7 +258,8 @@ def narrowed(dynamic: Dynamic, complaint: str) -> bool:
         if suggestion.isdigit():
             raise CoilError(
                 f"dimension '{name}' is fixed to {suggestion} by the model's Python code (a loop or an if over it); "
-                f"make it static, or write the loop as an operation over the whole axis"
+                f"give lengths=(7, 11) to export it at two lengths and make one program of both, make it static, "
+                f"or write the loop as an operation over the whole axis"
             )
         found = _SUGGESTED_DIM.match(suggestion)
         if found is None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ def trace(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
+    held: Mapping[str, int | None] = MappingProxyType({}),
 ) -> ExportedProgram:
     """Trace ``module`` in eval mode, without gradients and cache, into a program of ops that ``import_program`` knows.
 
@@ -48,6 +50,8 @@ def trace(
         args, kwargs: example arguments. On dynamic axes any extent will do: tracing uses at least 2 there, and the
             program takes every extent from 1.
         dynamic_shapes: as torch's, with names for dimensions: ``{"input_ids": {0: "B", 1: "L:1..8192"}}``.
+        held: dimensions of ``dynamic_shapes`` that are fixed after all, and to what (``None``: as in the example). The
+            example arguments are cut, or repeated, along their axes.
 
     Raises:
         CoilError: the model's Python code branches on values of tensors, or fixes a dynamic dimension.
@@ -56,6 +60,8 @@ def trace(
     kwargs = dict(kwargs or {})
     arguments = Arguments(module, args, kwargs)
     dynamic = parse_dynamic(arguments, dynamic_shapes)
+    if held:
+        arguments.values, dynamic = dynamic.held(arguments.values, held)
     with (
         evaluating(module, kwargs),
         capture(module, arguments.values),

@@ -28,10 +28,11 @@ from itertools import count, pairwise
 
 import numpy as np
 
-from coilc.ir import Array, Graph, Module, Value, literal, ops
+from coilc.ir import Array, Graph, Location, Module, Value, at, literal, ops
 from coilc.ir.core import Node
 
 from .replace_values import replace_values
+from .rewrite import inherit_location
 from .simplify import simplify
 
 MIN_STEPS = 3
@@ -77,7 +78,8 @@ def reroll_scans(graph: Graph, declined: list[Declined] | None = None) -> Graph:
             if concat in tried:
                 continue
             try:
-                replacements |= _reroll(surroundings, concat, replacements)
+                with at(_inside(concat)):
+                    replacements |= _reroll(surroundings, concat, replacements)
             except _Later:
                 continue
             except _Mismatch as mismatch:
@@ -306,7 +308,14 @@ def _reroll(surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, 
     finals, (stacked,) = _loop(template, steps, _escapes(surroundings, concat, template), [template.root])
     axis = concat.attrs["axis"]
     peeled, whole = outputs[: len(outputs) - len(steps)], _unstack(stacked, axis)
-    return finals | {Value(concat): ops.concat(*peeled, whole, axis=axis) if peeled else whole}
+    result = ops.concat(*peeled, whole, axis=axis) if peeled else whole
+    inherit_location(concat, (result,))
+    return finals | {Value(concat): result}
+
+
+def _inside(node: Node) -> Location | None:
+    """The location of nodes that help to compute what ``node`` does."""
+    return node.location and node.location.interior()
 
 
 def _loop(
@@ -399,7 +408,8 @@ def _rebuild(roots: Sequence[Value], mapping: dict[Value, Value]) -> list[Value]
         if all(v in mapping for v in node.results) or not missing:
             stack.pop()
             if not all(v in mapping for v in node.results):
-                copy = Node.make(node.op, tuple(mapping[v] for v in node.inputs), node.attrs)
+                with at(_inside(node)):
+                    copy = Node.make(node.op, tuple(mapping[v] for v in node.inputs), node.attrs)
                 for old, new in zip(node.results, copy.results, strict=True):
                     mapping.setdefault(old, new)
         else:
@@ -421,7 +431,8 @@ def reroll_ends(graph: Graph) -> Graph:
         if not loops:
             return graph
         template, steps = max(loops, key=lambda loop: (len(loop[1]), -len(loop[0].carries)))
-        finals, _ = _loop(template, steps, _escapes(surroundings, None, template), [])
+        with at(_inside(template.root.node)):
+            finals, _ = _loop(template, steps, _escapes(surroundings, None, template), [])
         smaller = replace_values(graph, finals)
         if len(graph.nodes) - len(smaller.nodes) <= (len(steps) - 2) * len(template.interior):
             return graph  # something else reads the steps, so they stay

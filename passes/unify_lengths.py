@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from coilc.ir import Array, Dim, Graph, InputError, Module, TensorType, Value, ops
+from coilc.ir import Array, Dim, Graph, InputError, Location, Module, TensorType, Value, at, ops
 from coilc.ir import dims as d
 from coilc.ir.core import Node
 
@@ -55,12 +55,13 @@ def unify_modules(first: Module, second: Module, length: Length) -> Module:
     _require_same_weights(first, second)
     if list(first.entries) != list(second.entries):
         raise InputError(f"the exports have the entries {', '.join(first.entries)} and {', '.join(second.entries)}")
-    a, b = (_rerolled(module) for module in (first, second))
+    a, b = _rerolled(first), _rerolled(second)
     return replace(a, entries={name: unify_lengths(a.entries[name], b.entries[name], length) for name in a.entries})
 
 
 def _rerolled(module: Module) -> Module:
-    """Every node is built anew first: a frontend forgets older nodes, and those would not be shared with new ones."""
+    """Every node is built anew, and shared with no other module, so that its location is that of this module."""
+    Node.forget_all()
     return simplify(reroll_loops(module.map(lambda graph: graph.substitute({}))))
 
 
@@ -96,10 +97,17 @@ def _unify_graph(first: Graph, second: Graph, length: Length) -> Graph:
 def _unify_node(a: Node, b: Node, mapping: Mapping[Value, Value], length: Length) -> Node:
     if a.op is not b.op or len(a.inputs) != len(b.inputs):
         raise InputError(f"'{a.op.name}' at one length is '{b.op.name}' at the other", a.location)
-    if a.op is ops.constant and a is not b:
-        return _unify_constant(a, b, length).node
-    attrs = {name: _unify_attr(value, b.attrs[name], a, length) for name, value in a.attrs.items()}
-    return Node.make(a.op, tuple(mapping[v] for v in a.inputs), attrs)
+    with at(_common_location(a, b)):
+        if a.op is ops.constant and a.attrs != b.attrs:
+            return _unify_constant(a, b, length).node
+        attrs = {name: _unify_attr(value, b.attrs[name], a, length) for name, value in a.attrs.items()}
+        return Node.make(a.op, tuple(mapping[v] for v in a.inputs), attrs)
+
+
+def _common_location(a: Node, b: Node) -> Location | None:
+    """Only a name that a value has at both lengths does not depend on the length."""
+    same = a.location is None or b.location is None or a.location.source == b.location.source
+    return a.location if same or a.location is None else a.location.interior()
 
 
 def _unify_attr(a: Any, b: Any, node: Node, length: Length) -> Any:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .codegen.bundle import bundle
     from .codegen.compile import compile
     from .comparison import Report, compare
-    from .frontend.torch_export import export, import_program
+    from .exporting import export
+    from .frontend.torch_export import import_program
     from .ir import CoilError, Module, UnsupportedError
     from .runtime import ArtifactError, InputError, RunError, Session, StateError, load
 
@@ -42,7 +43,7 @@ _HOME = {
     "bundle": "codegen.bundle",
     "compare": "comparison",
     "compile": "codegen.compile",
-    "export": "frontend.torch_export",
+    "export": "exporting",
     "import_program": "frontend.torch_export",
     "load": "runtime",
 }

@@ -42,6 +42,17 @@ def fixed():
     return Scale(), (torch.randn(2, 4),)
 
 
+def loop():
+    class Loop(torch.nn.Module):
+        def forward(self, x):
+            h = torch.zeros_like(x[:, 0])
+            for t in range(x.shape[1]):
+                h = torch.tanh(h + x[:, t])
+            return h
+
+    return Loop(), (torch.randn(2, 5, 4),), {}, {"x": {0: "B", 1: "L"}}
+
+
 def branches():
     class Branches(torch.nn.Module):
         def forward(self, x):

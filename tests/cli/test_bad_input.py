@@ -22,6 +22,8 @@ from .conftest import Cli
         (["compile", "{zoo}:fixed", "-o", "name"], "an artifact's name ends in .coil"),
         (["compile", "{zoo}:fixed", "--dynamic", "x=L"], "--dynamic x=L: write INPUT.AXIS=NAME"),
         (["compile", "{zoo}:fixed", "--dynamic", "y.0=L"], "'y'"),
+        (["compile", "{zoo}:loop", "--lengths", "L"], "--lengths L: write NAME=A,B with two lengths"),
+        (["compile", "{text}", "--lengths", "7,11"], "--lengths applies while exporting"),
         (["compile", "{zoo}:fixed", "--target", "vax"], "there is no target 'vax'"),
         (["compile", "{zoo}:fixed", "--entries", "step"], "entry 'main' has no symbol 'L'"),
         (["run", "{scale}"], "needs the input 'x'"),

@@ -40,6 +40,19 @@ def test_compile_takes_dynamic_dims(cli: Cli, models: Path, tmp_path: Path) -> N
     assert (symbol["name"], symbol["low"], symbol["high"]) == ("N", 1, 9)
 
 
+def test_compile_rolls_up_a_loop_from_two_lengths(cli: Cli, models: Path, tmp_path: Path) -> None:
+    path, spec = tmp_path / "new.coil", f"{models}:loop"
+    assert "give lengths=(7, 11)" in cli("compile", spec, "-o", path).err
+    assert cli("compile", spec, "-o", path, "--lengths", "L=7,11").code == 0
+    symbols = cli("inspect", path, "--json").json["entries"]["main"]["symbols"]
+    assert [(symbol["name"], symbol["low"]) for symbol in symbols] == [("B", 1), ("L", 1)]
+    assert cli("compare", spec, path, "--lengths", "7,11", "--runs", 0).code == 0
+    zoo = tmp_path / "loops.py"
+    zoo.write_text(models.read_text() + '\n\nEXPORT = {"lengths": (7, 11)}\n')
+    assert cli("inspect", f"{zoo}:loop", "--json").json["ops"]["scan"] == 1
+    assert cli("compare", f"{zoo}:loop", path, "--runs", 0).code == 0
+
+
 def test_compile_takes_ir_text(cli: Cli, text: Path, tmp_path: Path) -> None:
     done = cli("compile", text, "-o", tmp_path / "t.coil", "--json")
     assert done.code == 0

@@ -12,7 +12,7 @@ from coilc.ir import InputError
 from coilc.units import show_bytes
 
 from .console import Stages, console, emit_json, folder_size
-from .options import Artifact, Dynamic, Json, Model, Target
+from .options import Artifact, Dynamic, Json, Lengths, Model, Target
 from .sources import is_example, load_program
 
 
@@ -21,6 +21,7 @@ def compile_command(
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="NAME.coil", help="Where to write.")] = None,
     target: Target = "native",
     dynamic: Dynamic = None,
+    lengths: Lengths = None,
     entries: Annotated[Optional[str], typer.Option(help="Entries to keep, comma-separated; all by default.")] = None,  # noqa: UP045
     weights: Annotated[Optional[Path], typer.Option(help="Safetensors file with the weights of IR text.")] = None,  # noqa: UP045
     json: Json = False,
@@ -39,7 +40,7 @@ def compile_command(
     began = time.perf_counter()
     with Stages() as progress:
         progress("export" if is_example(model) else "import")
-        program = load_program(model, dynamic or (), weights, need_weights=True)
+        program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
         compile(program, path, target=target, entries=chosen, progress=progress)
     seconds, total, code = time.perf_counter() - began, folder_size(path), (path / "code.so").stat().st_size

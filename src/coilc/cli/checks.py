@@ -11,8 +11,8 @@ from coilc.ir import InputError
 
 from .console import Stages, console, emit, emit_json
 from .exits import Exit
-from .options import Artifact, Dynamic, Entry, Json, Threads
-from .sources import dynamic_shapes, is_example, load_example
+from .options import Artifact, Dynamic, Entry, Json, Lengths, Threads
+from .sources import dynamic_shapes, is_example, load_example, parse_lengths
 
 
 def compare_command(
@@ -20,6 +20,7 @@ def compare_command(
     artifact: Artifact,
     entry: Entry = "main",
     dynamic: Dynamic = None,
+    lengths: Lengths = None,
     tolerance: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(min=0.0, help="Relative error allowed; by dtype unless given (1e-5 for float32)."),
@@ -47,6 +48,7 @@ def compare_command(
             args=example.args,
             kwargs=example.kwargs,
             dynamic_shapes=dynamic_shapes(example.dynamic_shapes, dynamic or ()),
+            **{**example.options, **parse_lengths(lengths)},
             entry=entry,
             tolerance=tolerance,
             layers=layers,

@@ -13,7 +13,7 @@ from coilc.ir import InputError, Module, print_module
 from coilc.units import show_bytes
 
 from .console import console, emit, emit_json
-from .options import Dynamic, Json, Model, Target
+from .options import Dynamic, Json, Lengths, Model, Target
 from .sources import load_program, load_text
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def inspect_command(
     ] = None,
     target: Target = "native",
     dynamic: Dynamic = None,
+    lengths: Lengths = None,
     calls: Annotated[bool, typer.Option("--calls", help="List the kernel calls of an artifact.")] = False,
     json: Json = False,
 ) -> None:
@@ -35,7 +36,7 @@ def inspect_command(
     if Path(model).is_dir() and stage is None:
         inspect_artifact(Path(model), calls, json)
         return
-    program = load_program(model, dynamic or ())
+    program = load_program(model, dynamic or (), lengths=lengths)
     if stage is None:
         inspect_program(program, json)
         return
@@ -179,6 +180,7 @@ def explain_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A stage, a pass, or a rule.")],
     target: Target = "native",
     dynamic: Dynamic = None,
+    lengths: Lengths = None,
     fired: Annotated[bool, typer.Option("--fired", help="List what fired as well as what declined.")] = False,
     json: Json = False,
 ) -> None:
@@ -186,7 +188,7 @@ def explain_command(
     from coilc.passes.dump import name_of
     from coilc.passes.trace import tracing
 
-    program = load_program(model, dynamic or ())
+    program = load_program(model, dynamic or (), lengths=lengths)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     for stage, step in steps(target):

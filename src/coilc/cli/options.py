@@ -15,6 +15,10 @@ Dynamic = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer evaluates this on Python 3.10
     typer.Option("--dynamic", metavar="INPUT.AXIS=NAME:LOW..HIGH", help="A dim that may vary, as in ids.1=L:1..8192."),
 ]
+Lengths = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--lengths", metavar="NAME=A,B", help="Trace at two lengths: for a Python loop over that dim."),
+]
 Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for; 'coilc targets' lists them.")]
 Entry = Annotated[str, typer.Option("--entry", help="Which entry of the model.")]
 Threads = Annotated[

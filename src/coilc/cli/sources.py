@@ -1,7 +1,8 @@
 """MODEL on the command line: what it may be, and how it becomes a program or a PyTorch module with example inputs.
 
 ====================  ================================================================================
-``file.py:function``  a function returning ``(module, args[, kwargs[, dynamic_shapes]])``
+``file.py:function``  a function returning ``(module, args[, kwargs[, dynamic_shapes]])``; the file may hold
+                      ``EXPORT``, a dict of further arguments of ``coilc.export``, such as ``lengths``
 ``model.pt2``         what ``torch.export.save`` wrote
 ``graph.py``          IR text
 ``name.coil``         an artifact: its IR text and weights
@@ -24,6 +25,7 @@ import numpy as np
 from coilc.ir import Graph, InputError, Location, Module, TensorType, parse_graphs
 
 DYNAMIC = re.compile(r"(?P<name>[A-Za-z_]\w*)\.(?P<axis>\d+)=(?P<dim>[A-Za-z_]\w*(:\d+\.\.\d*)?)")
+LENGTHS = re.compile(r"((?P<name>[A-Za-z_]\w*)=)?(?P<first>\d+),(?P<second>\d+)")
 KINDS = "a .pt2 file, IR text (.py), a .coil folder, or file.py:function"
 
 
@@ -35,6 +37,7 @@ class Example:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_dynamic(options: Sequence[str]) -> dict[str, dict[int, str]]:
@@ -52,6 +55,21 @@ def parse_dynamic(options: Sequence[str]) -> dict[str, dict[int, str]]:
             )
         shapes.setdefault(match["name"], {})[int(match["axis"])] = match["dim"]
     return shapes
+
+
+def parse_lengths(option: str | None) -> dict[str, Any]:
+    """A ``--lengths L=7,11`` or ``--lengths 7,11`` option as arguments of ``coilc.export``.
+
+    Raises:
+        InputError: the option has another form.
+    """
+    if option is None:
+        return {}
+    match = LENGTHS.fullmatch(option)
+    if not match:
+        raise InputError(f"--lengths {option}: write NAME=A,B with two lengths, as in L=7,11")
+    pair = (int(match["first"]), int(match["second"]))
+    return {"lengths": {match["name"]: pair} if match["name"] else pair}
 
 
 def dynamic_shapes(given: Any, options: Sequence[str]) -> Any:
@@ -77,7 +95,7 @@ def load_example(spec: str) -> Example:
         InputError: no such file or function, it raised, or it returned something else.
     """
     path, _, name = spec.rpartition(":")
-    function = _function(Path(path), name)
+    function, options = _function(Path(path), name)
     returned = _run_user_code(function, spec)
     if not isinstance(returned, tuple) or not 2 <= len(returned) <= 4:
         raise InputError(
@@ -87,10 +105,11 @@ def load_example(spec: str) -> Example:
     if not callable(module) or not isinstance(args, tuple):
         raise InputError(f"{spec} must return a module and a tuple of arguments first")
     kwargs = (rest[0] if rest else None) or {}
-    return Example(module, args, kwargs, rest[1] if len(rest) > 1 else None)
+    return Example(module, args, kwargs, rest[1] if len(rest) > 1 else None, options)
 
 
-def _function(path: Path, name: str) -> Callable[[], Any]:
+def _function(path: Path, name: str) -> tuple[Callable[[], Any], Mapping[str, Any]]:
+    """The function, and the file's ``EXPORT``."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     found = importlib.util.spec_from_file_location(path.stem, path)
@@ -105,7 +124,12 @@ def _function(path: Path, name: str) -> Callable[[], Any]:
     if not callable(function):
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]
         raise InputError(f"{path} has no function '{name}'" + (f"; it has {', '.join(names)}" if names else ""))
-    return function
+    options = getattr(module, "EXPORT", {})
+    if not isinstance(options, Mapping) or set(options) - {"lengths"}:
+        raise InputError(
+            f'{path}: EXPORT must be a dict of further arguments of coilc.export, such as {{"lengths": (7, 11)}}'
+        )
+    return function, options
 
 
 def _run_user_code(call: Callable[[], Any], what: str) -> Any:
@@ -123,11 +147,17 @@ def is_example(spec: str) -> bool:
 
 
 def load_program(
-    spec: str, dynamic: Sequence[str] = (), weights: Path | None = None, *, need_weights: bool = False
+    spec: str,
+    dynamic: Sequence[str] = (),
+    weights: Path | None = None,
+    *,
+    lengths: str | None = None,
+    need_weights: bool = False,
 ) -> Module:
     """MODEL as an IR module, imported but not optimised.
 
     Args:
+        dynamic, lengths: the options ``--dynamic`` and ``--lengths``.
         weights: safetensors file with the weights of IR text.
         need_weights: refuse IR text whose weights are not there; otherwise they are zeros.
 
@@ -136,17 +166,19 @@ def load_program(
         UnsupportedError: the model uses something that coilc cannot represent.
     """
     if is_example(spec):
-        from coilc.frontend.torch_export import export
+        from coilc.exporting import export
 
         example = load_example(spec)
         shapes = dynamic_shapes(example.dynamic_shapes, dynamic)
-        return export(example.module, example.args, dict(example.kwargs), dynamic_shapes=shapes)
+        options = {**example.options, **parse_lengths(lengths)}
+        return export(example.module, example.args, dict(example.kwargs), dynamic_shapes=shapes, **options)
     path = Path(spec)
     if not path.exists():
         raise InputError(f"{spec}: no such file; MODEL is {KINDS}")
-    if dynamic:
+    if dynamic or lengths:
+        option = "--dynamic" if dynamic else "--lengths"
         raise InputError(
-            "--dynamic applies while exporting, so only to file.py:function; other models have their dims already"
+            f"{option} applies while exporting, so only to file.py:function; other models have their dims already"
         )
     if path.suffix in (".pt2", ".onnx"):
         from coilc.frontend.torch_export import import_program

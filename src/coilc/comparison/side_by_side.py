@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from coilc.exporting import Lengths, trace_example
 from coilc.frontend.locations import location_of
-from coilc.frontend.torch_export import evaluating, lower, trace
+from coilc.frontend.torch_export import evaluating, lower
 from coilc.runtime import InputError, Model, Traced, load
 
 from .eager import observe_values, tensors_in, to_numpy
@@ -35,6 +36,7 @@ def compare(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    lengths: Lengths | None = None,
     entry: str = "main",
     tolerance: float | None = None,
     layers: bool = True,
@@ -47,7 +49,7 @@ def compare(
 
     Args:
         model: the module (run as it is, in its current mode) or exported program that the artifact was compiled from.
-        dynamic_shapes: as given to :func:`coilc.export`, so that the values inside the model get the same names.
+        dynamic_shapes, lengths: as given to :func:`coilc.export`, so that the values inside the model get the same names.
         tolerance: relative Frobenius error allowed; by dtype unless given, see :data:`TOLERANCE`.
         layers: also compare every value inside the model that the artifact computes.
         runs: timed runs of each side, alternately; 0 measures no time.
@@ -59,7 +61,7 @@ def compare(
         ArtifactError: the artifact cannot be loaded.
     """
     return _Comparison(model, artifact, args, kwargs or {}, entry, tolerance, threads, name, progress).report(
-        dynamic_shapes, layers, runs
+        dynamic_shapes, lengths, layers, runs
     )
 
 
@@ -89,13 +91,13 @@ class _Comparison:
         self.signature = self.manifest["entries"][entry]
         self.inputs = self._named_inputs()
 
-    def report(self, dynamic_shapes: Any, layers: bool, runs: int) -> Report:
+    def report(self, dynamic_shapes: Any, lengths: Lengths | None, layers: bool, runs: int) -> Report:
         self.progress("compare outputs")
         outputs = tuple(self.output_rows())
         inside: tuple[Row, ...] = ()
         if layers:
             self.progress("compare values inside the model")
-            inside = tuple(self.layer_rows(self._program(dynamic_shapes)))
+            inside = tuple(self.layer_rows(self._program(dynamic_shapes, lengths)))
         speed = None
         if runs:
             self.progress("measure speed")
@@ -131,10 +133,10 @@ class _Comparison:
         with torch.no_grad(), nullcontext() if exported else evaluating(self.runnable, kwargs):
             return tensors_in(self.runnable(*args, **kwargs))
 
-    def _program(self, dynamic_shapes: Any) -> ExportedProgram:
+    def _program(self, dynamic_shapes: Any, lengths: Lengths | None) -> ExportedProgram:
         if isinstance(self.model, ExportedProgram):
             return lower(self.model)
-        return trace(self.model, self.args, dict(self.kwargs), dynamic_shapes=dynamic_shapes)
+        return trace_example(self.model, self.args, self.kwargs, dynamic_shapes, lengths)
 
     # --- differences ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,120 @@
+"""``lengths=``: a model with a Python loop over time becomes one program that is right at every length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import coilc
+from coilc.comparison.metrics import difference, tolerance_for
+from coilc.ir import CoilError, InputError, interpret, print_module
+
+from . import loops
+
+SHAPES = {"x": {0: "B", 1: "L"}}
+LOOPS = ("LSTM", "GRU", "LIF", "RWKV4", "S4", "NoState", "Stack")
+LENGTHS = (1, 2, 3, 7, 20, 200)
+
+
+def model_of(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = getattr(loops, name)().eval()
+    return model
+
+
+def tokens(batch: int, length: int) -> Tensor:
+    return torch.randn(batch, length, loops.D, generator=torch.Generator().manual_seed(length))
+
+
+def shapes_of(model: nn.Module) -> Any:
+    (name,) = set(model.forward.__annotations__) - {"return"}
+    return {name: {0: "B", 1: "L"}}
+
+
+def agree(found: dict[str, np.ndarray], expected: Any) -> None:
+    wanted = expected if isinstance(expected, tuple) else (expected,)
+    for actual, tensor in zip(found.values(), wanted, strict=True):
+        assert difference(actual, tensor.numpy()).relative_error <= tolerance_for(actual)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_is_right_at_every_length(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    program = coilc.export(model, (tokens(2, 9),), dynamic_shapes=shapes_of(model), lengths=(7, 11))
+    graph = program.entries["main"]
+    assert graph.ranges == {"B": (1, None), "L": (1, None)}
+    assert sum(node.op.name == "scan" for node in graph.nodes) == 1
+    artifact = coilc.load(coilc.compile(program, tmp_path / "loop.coil"))
+    (feed,) = (value.node.attrs["name"] for value in graph.inputs)
+    for length in LENGTHS:
+        x = tokens(3, length)
+        with torch.no_grad():
+            expected = model(x)
+        agree(interpret(program, {feed: x.numpy()}), expected)
+        agree(artifact(**{feed: x.numpy()}), expected)
+
+
+class Cumulative(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
+
+
+def test_a_dimension_that_torch_can_trace_is_traced_once() -> None:
+    program = coilc.export(Cumulative(), (tokens(2, 9),), dynamic_shapes=SHAPES, lengths=(7, 11))
+    plain = coilc.export(Cumulative(), (tokens(2, 9),), dynamic_shapes=SHAPES)
+    assert print_module(program) == print_module(plain)
+
+
+def test_without_lengths_the_error_says_what_to_do() -> None:
+    with pytest.raises(CoilError, match=r"dimension 'L' is fixed to 9 .*give lengths=\(7, 11\)"):
+        coilc.export(model_of("LSTM"), (tokens(2, 9),), dynamic_shapes=SHAPES)
+
+
+def test_every_operation_keeps_its_line() -> None:
+    program = coilc.export(model_of("GRU"), (tokens(2, 9),), dynamic_shapes=SHAPES, lengths=(7, 11))
+    places = [n.location for n in program.entries["main"].nodes if n.op.name not in ("input", "weight", "constant")]
+    assert all(place and place.file.endswith("loops.py") for place in places)
+
+
+class OtherAtTen(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            h = torch.tanh(h + x[:, t])
+        return torch.exp(h) if x.shape[1] > 10 else h
+
+
+class Harmonic(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.zeros_like(x[:, 0])
+        for t in range(x.shape[1]):
+            h = torch.tanh(h + x[:, t])
+        return h * (1 / x.shape[1])  # the scale
+
+
+@pytest.mark.parametrize(("model", "message"), [(OtherAtTen(), "different structure"), (Harmonic(), "constant")])
+def test_what_depends_on_the_length_in_another_way_is_refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        coilc.export(model, (tokens(2, 9),), dynamic_shapes=SHAPES, lengths=(7, 11))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "lengths", "message"),
+    [
+        (SHAPES, {"T": (7, 11)}, "'T', which is no dimension of dynamic_shapes; these are: B, L"),
+        (SHAPES, (7, 7), "two different numbers from 5 on"),
+        (SHAPES, (2, 9), "two different numbers from 5 on"),
+        (SHAPES, {"L": (7, 11), "B": (5, 6)}, "give it for one dimension"),
+        ({"x": {0: "B"}}, (7, 11), "it names none"),
+        ({"x": {0: "B", 1: "L", 2: "D"}}, (7, 11), "it names L, D"),
+        ({"x": {1: "L:1..10"}}, (7, 11), r"outside the range of 'L', 1..10"),
+    ],
+)
+def test_wrong_lengths(shapes: Any, lengths: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        coilc.export(Cumulative(), (tokens(2, 9),), dynamic_shapes=shapes, lengths=lengths)

@@ -36,5 +36,18 @@ def _gated_linear_attention(
     return ops.gated_linear_attention(q, k, v, log_decay, *rest, optional=names, scale=float(scale))
 
 
-for _row in (_selective_scan, _causal_conv1d, _gated_linear_attention):
+def _gated_delta_rule(
+    call: Call, q: Value, k: Value, v: Value, log_decay: Value, beta: Value, h0: Value | None = None, scale: float = 1.0
+) -> tuple[Value, Value]:
+    names, rest = _given(h0=h0)
+    return ops.gated_delta_rule(q, k, v, log_decay, beta, *rest, optional=names, scale=float(scale))
+
+
+def _wkv(
+    call: Call, k: Value, v: Value, w: Value, u: Value, num: Value, den: Value, max: Value
+) -> tuple[Value, Value, Value, Value]:
+    return ops.wkv(k, v, w, u, num, den, max, optional=("num", "den", "max"))
+
+
+for _row in (_selective_scan, _causal_conv1d, _gated_linear_attention, _gated_delta_rule, _wkv):
     TABLE[f"{NAMESPACE}.{_row.__name__.removeprefix('_')}.default"] = _row

@@ -8,7 +8,7 @@ model itself is not touched, and everything is put back when the block ends.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from coilc.ir import InputError
 
 from . import recurrence_ops as rec
 
@@ -133,6 +135,46 @@ def mamba_inner_fn(
     return functional.linear(y.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, scale: float | None = None,
+    initial_state: Tensor | None = None, output_final_state: bool = False, use_qk_l2norm_in_kernel: bool = False,
+    cu_seqlens: Tensor | None = None, **_: object,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """fla's layout: q, k [B, L, G, N]; v [B, L, H, P]; g [B, L, H], or [B, L, H, N] for KDA; beta [B, L, H].
+
+    Chunked and recurrent forms are one definition.
+
+    Raises:
+        InputError: several sequences are packed into one.
+    """
+    if cu_seqlens is not None:
+        raise InputError("the gated delta rule is captured for whole sequences: export without 'cu_seqlens'")
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    decay = g.to(torch.promote_types(g.dtype, torch.float32))
+    if use_qk_l2norm_in_kernel:
+        q, k = (_unit(m.to(decay.dtype)) for m in (q, k))
+    before = None if initial_state is None else initial_state.to(decay.dtype)
+    y, last = rec.gated_delta_rule(q, k, v, decay, beta, before, scale)
+    return y, last if output_final_state else None
+
+
+def _unit(x: Tensor, epsilon: float = 1e-6) -> Tensor:
+    """Vectors of length one, as fla's kernels make them."""
+    return x * torch.rsqrt((x * x).sum(-1, keepdim=True) + epsilon)
+
+
+def rwkv_linear_attention(
+    time_decay: Tensor, time_first: Tensor, key: Tensor, value: Tensor, state: Sequence[Tensor] | None = None,
+    return_state: bool = False,
+) -> tuple[Tensor, Sequence[Tensor] | None]:  # fmt: skip
+    """transformers' RWKV-4: key, value [B, L, D]; the state is numerator, denominator and largest exponent, [B, D] each."""
+    decay = -torch.exp(time_decay.float())
+    zero = torch.zeros_like(key[:, 0], dtype=decay.dtype)
+    before = (zero, zero, zero - 1e38) if state is None else state
+    y, *after = rec.wkv(key, value, decay, time_first.to(decay.dtype), *before)
+    return y, after if return_state or state is not None else None
+
+
 def _activation(name: str) -> Callable[[Tensor], Tensor]:
     from transformers.activations import ACT2FN
 
@@ -151,6 +193,15 @@ HOOKS: Mapping[str, Function] = {
     "mamba_chunk_scan_combined": mamba_chunk_scan_combined,
     "mamba2_chunk_scan": mamba_chunk_scan_combined,
     "mamba_inner_fn": mamba_inner_fn,
+    "chunk_gated_delta_rule": gated_delta_rule,
+    "fused_recurrent_gated_delta_rule": gated_delta_rule,
+    "chunk_kda": gated_delta_rule,
+    "fused_recurrent_kda": gated_delta_rule,
+    "torch_chunk_gated_delta_rule": gated_delta_rule,
+    "torch_recurrent_gated_delta_rule": gated_delta_rule,
+    "chunk_kimi_delta_attention": gated_delta_rule,
+    "recurrent_kimi_delta_attention": gated_delta_rule,
+    "rwkv_linear_attention": rwkv_linear_attention,
 }
 
 
@@ -181,6 +232,11 @@ def capture(module: torch.nn.Module, given: Collection[str] = ()) -> Iterator[No
     rows = [(home, HOOKS) for home in _homes(module)]
     if masks is not None and "position_ids" not in given:
         rows.append((masks, MASK_HOOKS))
+    for part in module.modules():
+        if hasattr(
+            part, "_rescale_layers"
+        ):  # transformers' RwkvModel scales its weights when it first runs in eval mode
+            part._rescale_layers()
     saved: list[tuple[ModuleType, str, Any]] = []
     try:
         for home, hooks in rows:

@@ -78,3 +78,49 @@ def gated_linear_attention(
 @gated_linear_attention.register_fake
 def _(q, k, v, log_decay, h0=None, scale=1.0):  # type: ignore[no-untyped-def]
     return torch.empty_like(v), log_decay.new_empty(v.shape[0], v.shape[2], q.shape[3], v.shape[3])
+
+
+@custom_op(f"{NAMESPACE}::gated_delta_rule", mutates_args=())
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, h0: Tensor | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """As gated_linear_attention, with a rate beta [B, L, H] at which a value replaces what its key has in the state."""
+    heads, dtype = v.shape[2], log_decay.dtype
+    queries, keys = (m.to(dtype).repeat_interleave(heads // m.shape[2], 2) for m in (q, k))
+    decay = torch.exp(log_decay if log_decay.dim() == 4 else log_decay[..., None])
+    state = torch.zeros(v.shape[0], heads, q.shape[3], v.shape[3], dtype=dtype) if h0 is None else h0
+    outputs = []
+    for t in range(v.shape[1]):
+        key = keys[:, t, :, :, None]
+        state = decay[:, t, :, :, None] * state
+        error = v[:, t, :, None] - (key * state).sum(2, keepdim=True)
+        state = state + key * (beta[:, t, :, None, None] * error)
+        outputs.append(scale * (queries[:, t, :, :, None] * state).sum(2))
+    return torch.stack(outputs, 1).to(v.dtype), state.clone()
+
+
+@gated_delta_rule.register_fake
+def _(q, k, v, log_decay, beta, h0=None, scale=1.0):  # type: ignore[no-untyped-def]
+    return torch.empty_like(v), log_decay.new_empty(v.shape[0], v.shape[2], q.shape[3], v.shape[3])
+
+
+@custom_op(f"{NAMESPACE}::wkv", mutates_args=())
+def wkv(
+    k: Tensor, v: Tensor, w: Tensor, u: Tensor, num: Tensor, den: Tensor, max: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """k, v [B, L, D]; w, u [D]; states [B, D] to y [B, L, D] and the states."""
+    outputs = []
+    for t in range(k.shape[1]):
+        key, value = k[:, t].to(w.dtype), v[:, t].to(w.dtype)
+        high = torch.maximum(max, key + u)
+        past, now = torch.exp(max - high), torch.exp(key + u - high)
+        outputs.append((past * num + now * value) / (past * den + now))
+        high = torch.maximum(max + w, key)
+        past, now = torch.exp(max + w - high), torch.exp(key - high)
+        num, den, max = past * num + now * value, past * den + now, high
+    return torch.stack(outputs, 1).to(v.dtype), num.clone(), den.clone(), max.clone()
+
+
+@wkv.register_fake
+def _(k, v, w, u, num, den, max):  # type: ignore[no-untyped-def]
+    return torch.empty_like(v), torch.empty_like(num), torch.empty_like(den), torch.empty_like(max)

@@ -366,6 +366,7 @@ def recurrence(
     """The rule of a recurrence along axis 1 with optional operands ``known``.
 
     Args:
+        kind: what its state is called, or else they have the names of their operands.
         places: which operands are sequences, fixed ones by position and optional ones by name.
         states: which optional operands are its states, in the order of the results that follow them, and what a state
             that is not given is at the start.
@@ -384,7 +385,7 @@ def recurrence(
         before = {}
         for (name, number), type_ in zip(states.items(), node.types[1:], strict=True):
             initial = given[name].value if name in given else filled(type_, number)
-            before[name] = line.remember(kind, type_, initial, node.location)
+            before[name] = line.remember(kind if len(states) == 1 else name, type_, initial, node.location)
         extra = {name: o.value for name, o in given.items()} | before
         named = tuple(name for name in known if name in extra)
         values = [*(o.value for o in operands[:fixed]), *(extra[name] for name in named)]

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.kimi_linear import modeling_kimi_linear as kimi
 from transformers.models.mamba import modeling_mamba as mamba
 from transformers.models.mamba2 import modeling_mamba2 as mamba2
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen
+from transformers.models.rwkv import modeling_rwkv as rwkv
 
 from coilc.frontend import capture as hooks
+from coilc.ir import InputError
 
 B, D, L, N, H, P, G, K = 2, 6, 9, 4, 4, 3, 2, 3
 
@@ -115,6 +119,37 @@ def test_chunk_scan(limit: tuple[float, float], resumed: bool) -> None:
         "return_final_states": True, "initial_states": rand(B, H, P, N) if resumed else None,
     }  # fmt: skip
     agree(hooks.mamba_chunk_scan_combined(*args, **options), mamba2.mamba2_chunk_scan(*args, **options))
+
+
+@pytest.mark.parametrize("form", ["torch_chunk_gated_delta_rule", "torch_recurrent_gated_delta_rule"])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_gated_delta_rule(form: str, resumed: bool) -> None:
+    args = (rand(B, L, G, N), rand(B, L, G, N) + 1, rand(B, L, H, P), -rand(B, L, H).abs(), rand(B, L, H).sigmoid())
+    before = rand(B, H, N, P) if resumed else None
+    options = {"initial_state": before, "output_final_state": True, "use_qk_l2norm_in_kernel": True}
+    agree(hooks.gated_delta_rule(*args, **options), getattr(qwen, form)(*args, **options))
+
+
+@pytest.mark.parametrize("form", ["chunk_kimi_delta_attention", "recurrent_kimi_delta_attention"])
+def test_delta_rule_with_a_decay_per_channel(form: str) -> None:
+    args = (rand(B, L, H, N), rand(B, L, H, N) + 1, rand(B, L, H, P), -rand(B, L, H, N).abs(), rand(B, L, H).sigmoid())
+    options = {"initial_state": None, "output_final_state": True, "use_qk_l2norm_in_kernel": True}
+    agree(hooks.gated_delta_rule(*args, **options), getattr(kimi, form)(*args, **options))
+
+
+def test_delta_rule_refuses_packed_sequences() -> None:
+    q, v, rate = rand(1, L, H, N), rand(1, L, H, P), rand(1, L, H)
+    with pytest.raises(InputError, match="export without 'cu_seqlens'"):
+        hooks.gated_delta_rule(q, q, v, rate, rate, cu_seqlens=torch.tensor([0, 4, L]))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_rwkv(resumed: bool) -> None:
+    state = (rand(B, D), rand(B, D).abs() + 1, rand(B, D)) if resumed else None
+    args = (rand(D), rand(D), rand(B, L, D), rand(B, L, D) + 1, state, True)
+    y, after = hooks.rwkv_linear_attention(*args)
+    expected, kept = rwkv.rwkv_linear_attention_cpu(*args)
+    agree((y, *after), (expected, *kept))
 
 
 def test_inner_function_is_the_mixer_written_out() -> None:

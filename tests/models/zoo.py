@@ -101,6 +101,14 @@ def falcon_mamba() -> Case:
     return _sequence_model(FalconMambaForCausalLM(config), "logits")
 
 
+def rwkv() -> Case:
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    torch.manual_seed(0)
+    config = RwkvConfig(vocab_size=_TOKENS, context_length=64, hidden_size=32, num_hidden_layers=2, rescale_every=1)
+    return _sequence_model(RwkvForCausalLM(config), "logits")
+
+
 def bert() -> Case:
     from transformers import BertConfig, BertModel
 
@@ -181,6 +189,7 @@ MODELS: Mapping[str, Callable[[], Case]] = {
     "mamba": mamba,
     "mamba2": mamba2,
     "falcon_mamba": falcon_mamba,
+    "rwkv": rwkv,
     "bert": bert,
     "gpt2": gpt2,
     "llama": llama,
@@ -208,6 +217,11 @@ def _hybrid(config: str, model: str, **sizes: Any) -> Callable[[], Case]:
 
 _SSD = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 2}
 
+_DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+
 # Models that mix scans and attention; the capture hooks must reach every one of them.
 HYBRIDS: Mapping[str, Callable[[], Case]] = {
     "jamba": _hybrid(
@@ -228,6 +242,18 @@ HYBRIDS: Mapping[str, Callable[[], Case]] = {
         "Zamba2Config", "Zamba2ForCausalLM", num_key_value_heads=4, num_hidden_layers=4,
         layers_block_type=["mamba", "hybrid", "mamba", "hybrid"], mamba_d_state=8, n_mamba_heads=4, mamba_ngroups=1,
         mamba_headdim=16, num_mem_blocks=1, use_shared_attention_adapter=False,
+    ),
+    "qwen3_next": _hybrid("Qwen3NextConfig", "Qwen3NextForCausalLM", head_dim=8, mlp_only_layers=[0, 1], **_DELTA),
+    "qwen3_5": _hybrid(
+        "Qwen3_5TextConfig", "Qwen3_5ForCausalLM", head_dim=32, rope_parameters={
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25, "mrope_section": [2, 1, 1],
+        }, **_DELTA,
+    ),
+    "olmo_hybrid": _hybrid("OlmoHybridConfig", "OlmoHybridForCausalLM", **{**_DELTA, "linear_num_key_heads": 4}),
+    "kimi_linear": _hybrid(
+        "KimiLinearConfig", "KimiLinearForCausalLM", num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=None,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, linear_num_heads=4, linear_head_dim=8,
+        layer_types=["linear_attention", "full_attention"], mlp_layer_types=["dense", "dense"],
     ),
     "lfm2": _hybrid("Lfm2Config", "Lfm2ForCausalLM", layer_types=["conv", "full_attention"]),
 }  # fmt: skip

@@ -230,14 +230,22 @@ def test_lists_every_refusal() -> None:
     assert [str(place) for _, place in caught.value.places] == ["model.py:3 in layers.0", "model.py:9"]
 
 
-@pytest.mark.parametrize("case", [zoo.mamba, zoo.mamba2, zoo.falcon_mamba], ids=lambda case: case.__name__)
-def test_models_step_by_step(case: Callable[[], zoo.Case]) -> None:
+MIXER = {f"backbone.layers.{i}.mixer.{kind}" for i in (0, 1) for kind in ("conv", "scan")}
+RWKV = {f"rwkv.blocks.{i}.{part}.time_shift.window" for i in (0, 1) for part in ("attention", "feed_forward")} | {
+    f"rwkv.blocks.{i}.attention.{kind}" for i in (0, 1) for kind in ("num", "den", "max")
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "states"),
+    [(zoo.mamba, MIXER), (zoo.mamba2, MIXER), (zoo.falcon_mamba, MIXER), (zoo.rwkv, {*RWKV, "position"})],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_models_step_by_step(case: Callable[[], zoo.Case], states: set[str]) -> None:
     example = case()
     exported = export(example.module, example.args, example.kwargs, dynamic_shapes=example.dynamic_shapes)
     derived = extract_state(run_pipeline(exported, stop_after="recognise"), ("main", "prefill", "step"))
-    assert {name for _, name in derived.entries["step"].states} == {
-        f"backbone.layers.{i}.mixer.{kind}" for i in (0, 1) for kind in ("conv", "scan")
-    }
+    assert {name for _, name in derived.entries["step"].states} == states
     ids = example.make_inputs(B=2, L=LENGTH)["input_ids"].numpy()
     for cut in range(1, LENGTH):
         assert_law(derived, "input_ids", ids, [cut, LENGTH - cut], wide=cut % 2 == 0)

@@ -8,7 +8,14 @@ import pytest
 
 from coilc.codegen.target import TARGETS
 
-from . import test_causal_conv1d, test_gated_linear_attention, test_matmul, test_packed_matmul, test_selective_scan
+from . import (
+    test_causal_conv1d,
+    test_delta_rule,
+    test_gated_linear_attention,
+    test_matmul,
+    test_packed_matmul,
+    test_selective_scan,
+)
 from .harness import Compiled
 
 KERNELS = {
@@ -17,6 +24,8 @@ KERNELS = {
     "selective_scan": test_selective_scan.FULL.format(d=1536, n=16, g=1),
     "causal_conv1d": test_causal_conv1d.FULL.format(d=1536, k=4, s=3),
     "gated_linear_attention": test_gated_linear_attention.PER_HEAD.format(h=8, g=1, n=128, p=64),
+    "gated_delta_rule": test_delta_rule.PER_HEAD.format(h=8, g=4, n=128, p=128),
+    "generalized_delta_rule": test_delta_rule.GENERALIZED.format(h=8, g=8, n=64, p=64),
 }
 MULTIPLY_ADDS = 12  # a loop with as many is one that the time goes to
 RELOADS = {"causal_conv1d": 1}  # a constant of silu, in the loop over the first steps

@@ -10,10 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from coilc.ir import Graph, Node, Value, ops
-from coilc.ir.dims import Dims
+from coilc.ir.dims import Dims, matching_groups
 from coilc.ir.opdef import ELEMENTWISE, REDUCTION
-
-from .reader import matching_groups
 
 
 class _Fixed(Exception):

@@ -196,28 +196,10 @@ def _reshape(reader: Reader, value: Value, indices: Indices) -> Expr:
 def regroup(reader: Reader, indices: Indices, dims: Dims, to: Dims) -> list[Expr]:
     """The index under other dims of the same element; axes that the reshape leaves alone keep their index."""
     result: list[Expr] = []
-    for here, there in matching_groups(dims, to):
+    for here, there in d.matching_groups(dims, to):
         position = reader.offset(indices[here], dims[here])
         result += reader.unravel(position, to[there])
     return result
-
-
-def matching_groups(dims: Dims, to: Dims) -> list[tuple[slice, slice]]:
-    """The finest cut of two dims of one size into consecutive groups of equal size.
-
-    ``[B, L, 64]`` and ``[B*L, 8, 8]`` give ``([B, L], [B*L])`` and ``([64], [8, 8])``.
-    """
-    groups: list[tuple[slice, slice]] = []
-    start, first, size = 0, 0, d.size(())
-    ends = [d.size(to[: j + 1]) for j in range(len(to))]
-    for i, dim in enumerate(dims):
-        size = size * dim
-        last = i + 1 == len(dims)
-        end = len(to) if last else next((j + 1 for j in range(first, len(to)) if ends[j] == size), None)
-        if end is not None:
-            groups.append((slice(start, i + 1), slice(first, end)))
-            start, first = i + 1, end
-    return groups or [(slice(0, 0), slice(0, len(to)))]
 
 
 def _transpose(reader: Reader, value: Value, indices: Indices) -> Expr:

@@ -205,6 +205,24 @@ def size(dims: Iterable[Dim]) -> Dim:
     return result
 
 
+def matching_groups(dims: Dims, to: Dims) -> list[tuple[slice, slice]]:
+    """The finest cut of two dims of one size into consecutive groups of equal size.
+
+    ``[B, L, 64]`` and ``[B*L, 8, 8]`` give ``([B, L], [B*L])`` and ``([64], [8, 8])``.
+    """
+    groups: list[tuple[slice, slice]] = []
+    start, first, extent = 0, 0, size(())
+    ends = [size(to[: j + 1]) for j in range(len(to))]
+    for i, dim in enumerate(dims):
+        extent = extent * dim
+        last = i + 1 == len(dims)
+        end = len(to) if last else next((j + 1 for j in range(first, len(to)) if ends[j] == extent), None)
+        if end is not None:
+            groups.append((slice(start, i + 1), slice(first, end)))
+            start, first = i + 1, end
+    return groups or [(slice(0, 0), slice(0, len(to)))]
+
+
 def divide_exactly(dividend: Dim, divisor: Dim) -> Dim | None:
     """``dividend / divisor`` as a polynomial, or ``None`` when it is not one (multivariate long division)."""
     if divisor == 0:

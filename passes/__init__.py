@@ -21,6 +21,7 @@ from .recognise_convolutions import recognise_convolutions
 from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_scans
 from .rewrite import Rule, on, rewrite_graph, rewrite_module
+from .schedule_steps import give_memory_to_steps
 from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph
@@ -32,6 +33,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "decompose": decompose,
     "fold_constants": fold_constants,
     "fuse_groups": fuse_groups,
+    "give_memory_to_steps": give_memory_to_steps,
     "hoist_invariants": hoist_invariants,
     "lower_complex": lower_complex,
     "pack_weights": partial(pack_weights, panel=32, claims={"packed_matmul"}),
@@ -55,7 +57,7 @@ def explain(module: Module, name: str) -> Trace:
 
 __all__ = [
     "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "classify_scans",
-    "decompose", "explain", "fold_constants", "fuse_groups", "hoist_invariants", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
+    "decompose", "explain", "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
     "recognise_activations", "recognise_attention", "recognise_convolutions", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
 ]  # fmt: skip

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from coilc.ir import Dims, Graph, Node
+from coilc.ir import Dims, Graph, Node, ops
 from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
 
+from .independent_axes import carries_in_results
 from .trace import record_refusal
 
 Kind = Literal["pointwise", "row", "reduce", "anchor"]
 
-# Their kernels build the result in the memory of the output, element by element in no fixed order.
+# Their kernels build the result in the memory of the output, element by element in no fixed order. So may a scan.
 BUILT_IN_PLACE = frozenset({"sort", "scatter", "index_put"})
 LONGEST_TAIL = 256  # nodes a region may absorb before it reaches a single exit again
 
@@ -98,7 +99,7 @@ def seed_region(node: Node) -> Region:
 
 def grow(region: Region, seed: Node, uses: Uses, owner: Mapping[Node, Region]) -> list[Node]:
     """The longest extension of ``seed`` downstream that has a single exit."""
-    if seed.op.name in BUILT_IN_PLACE:
+    if seed.op.name in BUILT_IN_PLACE or (seed.op is ops.scan and carries_in_results(seed)):
         return [seed]
     members, best, seen = [seed], 1, {seed}
     queue = [(uses.position[n], n) for n in uses.first_result_readers[seed]]

@@ -21,6 +21,7 @@ from .recognise_attention import recognise_attention
 from .recognise_convolutions import recognise_convolutions
 from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_loops, reroll_scans
+from .schedule_steps import give_memory_to_steps
 from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph, run_stages, up_to
@@ -65,7 +66,7 @@ def pipeline(claims: Collection[str], panel: int, entries: Collection[str] = ())
             (partial(decompose, keep=claims), canonicalise_reductions, sink_transposes, fold_constants),
         ),
         # 6. Kernels. Out: every computation in a group that becomes one kernel.
-        Stage("fuse", promises.scheduled, (fuse_groups,)),
+        Stage("fuse", promises.scheduled, (give_memory_to_steps, fuse_groups)),
     )
 
 

@@ -1,7 +1,7 @@
 """Scans of any body: a step is a small program, scheduled like a model, whose kernels run one after another in the loop.
 
 What flows between these kernels is in task-local memory, as are the carries. A task has one index of every symbolic dim
-along which the body mixes nothing (``independent.py``); what it keeps must then have a static size.
+along which the body mixes nothing (``passes/schedule_steps.py``); what still has no static size is in results of the scan.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Graph, Node, UnsupportedError, Value
 from coilc.ir import dims as d
-from coilc.passes.build_bodies import Schedule
-from coilc.passes.fuse_groups import group
+from coilc.passes.schedule_steps import Step, schedule_step
 
 from ..kernel import Kernel
 from ..loops import vector_loop, whole_axis
 from ..reader import Indices, StepReader, View, store_element
 from ..scalar import Expr, storage_dtype
 from .anchor import Anchor
-from .independent import Classes
 from .loops import i64, local, parallel, product, serial, unravel
 
 VECTORS = 2  # registers per vector of a copy
@@ -37,13 +35,11 @@ class Part:
     """What one task computes.
 
     Attributes:
-        body: the scan's body as this part sees it.
         operands: for each operand of the scan, where the part of a slice of it begins.
         results: the same for each result.
     """
 
     k: Anchor
-    body: Graph
     operands: Sequence[Starts]
     results: Sequence[Starts]
 
@@ -76,91 +72,71 @@ def _shifted(indices: Indices, starts: Starts) -> list[Expr]:
 
 
 def emit_step_by_step(k: Anchor) -> None:
-    """Write the body of the kernel: one task per index of the independent symbolic dims."""
+    """Write the body of the kernel: one task per index of the dims that tasks have apart."""
     original: Graph = k.node.attrs["body"]
-    body, cuts = narrowed(original, k.node.attrs["carries"])
-    extents = [k.extent(extent) for extent, _ in cuts] or [i64(1)]
+    step = schedule_step(k.node)
+    extents = [k.extent(extent) for extent, _ in step.cuts] or [i64(1)]
     with parallel(product(extents)) as task:
         indices = unravel(task, extents)
 
         def starts(value: Value) -> Starts:
-            return {a: at for (_, axes), at in zip(cuts, indices, strict=False) for a in axes.get(value, ())}
+            return {a: at for (_, axes), at in zip(step.cuts, indices, strict=False) for a in axes[value]}
 
-        part = Part(k, body, [starts(v) for v in original.inputs], [starts(v) for v in original.results])
-        Steps(part).emit()
-
-
-Cut = tuple[d.Dim, Mapping[Value, tuple[int, ...]]]
-
-
-def narrowed(body: Graph, carries: int) -> tuple[Graph, list[Cut]]:
-    """The body for one index of each independent symbolic dim; these dims, and their axes in inputs and results."""
-    cuts: list[Cut] = []
-    inside = body
-    while True:
-        classes = Classes.of(inside, carries)
-        symbolic = [(root, dim) for root, dim in classes.independent().items() if not isinstance(dim, int)]
-        if not symbolic:
-            return inside, cuts
-        root, dim = symbolic[0]
-        pairs = zip((*body.inputs, *body.results), (*inside.inputs, *inside.results), strict=True)
-        cuts.append((dim, {outer: tuple(classes.axes(inner, root)) for outer, inner in pairs}))
-        inside = classes.narrow(root, 1)
+        part = Part(k, [starts(v) for v in original.inputs], [starts(v) for v in original.results])
+        Steps(part, step).emit()
 
 
 class Steps:
     """The code of one part: the carries, and in a serial loop the kernels of the step."""
 
-    def __init__(self, part: Part) -> None:
-        self.part, self.k = part, part.k
-        body = part.body
-        results = tuple(dict.fromkeys(body.results))
-        unique = Graph("step", body.inputs, tuple((f"r{i}", v) for i, v in enumerate(results)))
-        self.schedule = Schedule(unique, group(unique)).build()
-        self.results = [self.schedule.results[results.index(v)] for v in body.results]
-
-    @cached_property
-    def calls(self) -> tuple[Node, ...]:
-        return tuple(node for node in self.schedule.nodes if node.op.name == "fused")
+    def __init__(self, part: Part, step: Step) -> None:
+        self.part, self.k, self.step = part, part.k, step
 
     def emit(self) -> None:
-        body, carries, dims = self.part.body, self.part.carries, self.k.kernel.reader.dims
-        states = {v: self._memory(v) for v in body.inputs[:carries]}
-        kept = {v: self._memory(v) for node in self.calls for v in node.results}
-        for i, (value, state) in enumerate(states.items()):
-            self._for_each(value, partial(self._load, i, value, state))
+        step, carries, dims = self.step, self.part.carries, self.k.kernel.reader.dims
+        states = {i: v for i, v in enumerate(step.body.inputs[:carries]) if not step.unread(i)}
+        memory = {v: self._memory(v, i) for i, v in states.items()}
+        kept = {v: self._memory(v, step.result_for(v, carries)) for v in step.kept}
+        for i, value in states.items():
+            self._for_each(value, partial(self._load, i, value, memory[value]))
         with self._time() as t:
-            reader = StepReader(self.schedule, {**states, **kept, **self._buffers()}, self._views(t), dims)
-            for node in self.calls:
+            reader = StepReader(step.graph, {**memory, **kept, **self._buffers()}, self._views(t), dims)
+            for node in step.calls:
                 self._run(node, reader, kept)
-            for i, value in enumerate(self.results[carries:], carries):
+            for i, value in enumerate(step.results[carries:], carries):
                 self._for_each(value, partial(self._store, i, t, value, reader))
-            for (value, state), after in zip(states.items(), self.results, strict=False):
-                self._copy(value, kept[after], state)
-        reader = StepReader(self.schedule, states, {}, dims)
-        for i, value in enumerate(states):
-            self._for_each(value, partial(self._store, i, None, value, reader))
+            for i, value in states.items():
+                self._copy(value, kept[step.results[i]], memory[value])
+        reader = StepReader(step.graph, memory, {}, dims)
+        for i, value in states.items():
+            if isinstance(value.type.size, int):
+                self._for_each(value, partial(self._store, i, None, value, reader))
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
-    def _memory(self, value: Value) -> tirx.Buffer:
-        """Flat local memory for a value.
+    def _memory(self, value: Value, result: int | None) -> tirx.Buffer:
+        """Flat memory for a value: local, or this part of a result of the scan.
 
         Raises:
-            UnsupportedError: its size is not known.
+            UnsupportedError: its size is not known, and no result has room for it.
         """
-        size = value.type.size
-        if not isinstance(size, int):
+        size, dtype = value.type.size, storage_dtype(value.type.dtype)
+        if isinstance(size, int):
+            return local((max(size, 1),), dtype)
+        if result is None:
             where = [(f"{value.op.name}: {value.type}", value.location or self.k.node.location)]
             raise UnsupportedError(
-                "a scan body mixes elements along a symbolic dim, so that a step's memory is unknown:", where
+                "a step of a scan keeps something whose size is not known, and no result has room for it:", where
             )
-        return local((max(size, 1),), storage_dtype(value.type.dtype))
+        (position,) = self.k.outputs_of[result]
+        output, starts = self.k.kernel.outputs[position], self.part.results[result]
+        first = [starts.get(axis, i64(0)) for axis in range(value.type.rank)]
+        return T.decl_buffer([self.k.extent(size)], dtype, data=T.address_of(output[tuple(first)]))
 
     def _buffers(self) -> dict[Value, tirx.Buffer]:
         """Inputs of the body that lie in memory as they are, for kernels that want more than single elements."""
         found: dict[Value, tirx.Buffer] = {}
-        for i, value in enumerate(self.part.body.inputs[self.part.carries :], self.part.carries):
+        for i, value in enumerate(self.step.body.inputs[self.part.carries :], self.part.carries):
             buffer = self.k.kernel.reader.buffers.get(self.k.operands[i])
             if buffer is not None and not self._moves(i) and not self.part.operands[i]:
                 found[value] = buffer
@@ -168,7 +144,7 @@ class Steps:
 
     def _views(self, t: Expr) -> dict[Value, View]:
         """Slices at ``t``, and constants."""
-        inputs = enumerate(self.part.body.inputs[self.part.carries :], self.part.carries)
+        inputs = enumerate(self.step.body.inputs[self.part.carries :], self.part.carries)
         return {v: self.part.operand(i, t if self._moves(i) else None) for i, v in inputs}
 
     def _moves(self, operand: int) -> bool:

@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from coilc.ir import Graph, Node, Value, ops
-from coilc.ir.dims import Dim
+from coilc.ir.dims import Dim, matching_groups
 from coilc.ir.opdef import ELEMENTWISE, REDUCTION
-
-from ..reader import matching_groups
 
 Path = tuple[Node, ...]  # the scans around a value: bodies share input nodes of equal name and type
 Axis = tuple[Path, Value, int]
 Link = tuple[int, int, int, int]  # operand, its axis, result, its axis
+Cut = tuple[Dim, Mapping[Value, tuple[int, ...]]]  # a dim that tasks have apart, and the axes that are it
 
 
 @dataclass
@@ -57,8 +56,8 @@ class Classes:
         """The axes of a value that belong to a class."""
         return (a for a in range(value.type.rank) if self.find((path, value, a)) == root)
 
-    def narrow(self, root: Axis, extent: int) -> Graph:
-        """The body with every axis of a class of this extent."""
+    def narrow(self, root: Axis, extent: int) -> tuple[Graph, Mapping[Value, Value]]:
+        """The body with every axis of a class of this extent, and what each value has become."""
         return self._narrowed(self.body, (), root, extent)
 
     # --- finding the classes ------------------------------------------------------------------------------------------
@@ -115,7 +114,7 @@ class Classes:
 
     # --- narrowing ----------------------------------------------------------------------------------------------------
 
-    def _narrowed(self, body: Graph, path: Path, root: Axis, extent: int) -> Graph:
+    def _narrowed(self, body: Graph, path: Path, root: Axis, extent: int) -> tuple[Graph, Mapping[Value, Value]]:
         mapping: dict[Value, Value] = {}
         for node in body.nodes:
             attrs = {name: self._attr(node, name, value, path, root, extent) for name, value in node.attrs.items()}
@@ -123,17 +122,53 @@ class Classes:
             rebuilt.location = rebuilt.location or node.location
             mapping.update(zip(node.results, rebuilt.results, strict=True))
         outputs = tuple((name, mapping[v]) for name, v in body.outputs)
-        return Graph(body.name, tuple(mapping[v] for v in body.inputs), outputs)
+        return Graph(body.name, tuple(mapping[v] for v in body.inputs), outputs), mapping
 
     def _attr(self, node: Node, name: str, value: Any, path: Path, root: Axis, extent: int) -> Any:
         if isinstance(value, Graph):
-            return self._narrowed(value, (*path, node), root, extent)
+            return self._narrowed(value, (*path, node), root, extent)[0]
         if name not in ("dims", "stops", "type"):
             return value
         axes = tuple(self.axes(node.results[0], root, path))
         dims = value.dims if name == "type" else value
         narrowed = tuple(extent if a in axes else dim for a, dim in enumerate(dims))
         return value.with_dims(narrowed) if name == "type" else narrowed
+
+
+# --- what tasks have apart --------------------------------------------------------------------------------------------
+
+
+def narrowed(body: Graph, carries: int) -> tuple[Graph, list[Cut], Mapping[Value, Value]]:
+    """The body for one index of each independent symbolic dim, and what each value became."""
+    cuts: list[Cut] = []
+    inside = body
+    became = {v: v for node in body.nodes for v in node.results}
+    while (found := _next_cut(Classes.of(inside, carries))) is not None:
+        classes, root, inside, mapping = found
+        ends = (*body.inputs, *body.results)
+        cuts.append((root[1].dims[root[2]], {v: tuple(classes.axes(became[v], root)) for v in ends}))
+        became = {v: mapping[part] for v, part in became.items()}
+    return inside, cuts, became
+
+
+def _next_cut(classes: Classes) -> tuple[Classes, Axis, Graph, Mapping[Value, Value]] | None:
+    """A class of symbolic extent along which every value that cannot be local has its part in one piece."""
+    for root, extent in classes.independent().items():
+        if not isinstance(extent, int):
+            inside, mapping = classes.narrow(root, 1)
+            stored = [v for v, part in mapping.items() if not isinstance(part.type.size, int)]
+            if all(v.dims[:axis] == (1,) * axis for v in stored for axis in classes.axes(v, root)):
+                return classes, root, inside, mapping
+    return None
+
+
+def carries_in_results(node: Node) -> list[int]:
+    """The carries of a scan that live in the memory of its results, because a task's part has no static size."""
+    body, _, _ = narrowed(node.attrs["body"], node.attrs["carries"])
+    return [i for i in range(node.attrs["carries"]) if not isinstance(body.results[i].type.size, int)]
+
+
+# --- the links of each op ---------------------------------------------------------------------------------------------
 
 
 def _links(node: Node) -> Iterator[Link]:

@@ -6,6 +6,7 @@ from functools import partial
 from coilc.ir import Module
 
 from .canonicalise_reductions import canonicalise_reductions
+from .classify_kernels import classify_kernels
 from .classify_scans import classify_scans
 from .decompose import decompose
 from .fold_constants import fold_constants
@@ -18,6 +19,7 @@ from .plan_memory import MemoryPlan, plan_memory
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_convolutions import recognise_convolutions
+from .recognise_long_convs import recognise_long_convs
 from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_scans
 from .rewrite import Rule, on, rewrite_graph, rewrite_module
@@ -29,6 +31,7 @@ from .trace import Event, Trace, no, tracing
 
 PASSES: Mapping[str, Callable[[Module], Module]] = {
     "canonicalise_reductions": canonicalise_reductions,
+    "classify_kernels": classify_kernels,
     "classify_scans": classify_scans,
     "decompose": decompose,
     "fold_constants": fold_constants,
@@ -40,6 +43,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "recognise_activations": recognise_activations,
     "recognise_attention": recognise_attention,
     "recognise_convolutions": recognise_convolutions,
+    "recognise_long_convs": recognise_long_convs,
     "recognise_norms": recognise_norms,
     "reroll_scans": on_every_graph(reroll_scans),
     "simplify": simplify,
@@ -56,8 +60,8 @@ def explain(module: Module, name: str) -> Trace:
 
 
 __all__ = [
-    "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "classify_scans",
+    "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "classify_kernels", "classify_scans",
     "decompose", "explain", "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
-    "recognise_activations", "recognise_attention", "recognise_convolutions", "recognise_norms", "reroll_scans",
+    "recognise_activations", "recognise_attention", "recognise_convolutions", "recognise_long_convs", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
 ]  # fmt: skip

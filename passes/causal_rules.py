@@ -403,6 +403,25 @@ RULES["gated_delta_rule"] = recurrence("scan", (0, 1, 2, 3, 4), ("h0",))
 RULES["generalized_delta_rule"] = recurrence("scan", (0, 1, 2, 3, 4, 5), ("h0",))
 RULES["wkv"] = recurrence("scan", (0, 1), tuple(WKV_STATES), WKV_STATES)
 RULES["causal_conv1d"] = recurrence("conv", (0,), ("bias", "state"), {"state": 0.0})
+RULES["lti_scan"] = recurrence("scan", (0,), ("h0",))
+
+
+@rule("long_conv")
+def long_conv(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
+    """A kernel of known length keeps that many inputs, less one; any other needs them all."""
+    x, k = operands[:2]
+    if all(o.axis in (None, 0) for o in operands):
+        return batched(node, operands)
+    if node.attrs["optional"]:
+        raise Mixes("looks ahead in time")
+    if line.runs(node.inputs[1].dims[0]):
+        raise Mixes(
+            "has a kernel as long as the sequence that is no sum of exponentials, so every step needs all inputs"
+        )
+    if not isinstance(k.value.dims[0], int) or k.value.dims[0] == 0:
+        raise Mixes("has a kernel of unknown length")
+    taps = Timed(ops.flip(k.value, axes=(0,)), k.axis)
+    return RULES["causal_conv1d"](line, ops.causal_conv1d.node(node.inputs[0], taps.value), [x, taps])[:1]
 
 
 def batched(node: Node, operands: Sequence[Timed]) -> Results:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from coilc.ir import Graph, Module, Node, SymDim, Value, literal, ops
+from coilc.ir import Graph, Module, Node, SymDim, Value, interpret, literal, ops
 from coilc.ir.interpret import evaluate_body
 
 from .rewrite import on, rewrite_module
@@ -34,7 +34,7 @@ def fold_constants(module: Module) -> Module:
     dropped from the table; names are derived from the first weight involved and do not depend on the process.
     """
     table = _Table(module.weights)
-    folded = rewrite_module(module, table.fold_constant)
+    folded = rewrite_module(module, table.fold_constant, table.fold_kernel)
     return with_final_names(drop_unused_weights(replace(folded, weights=table.arrays)))
 
 
@@ -76,7 +76,23 @@ class _Table:
         if node.op is ops.reshape and source(node.inputs[0]).op is ops.weight:
             return None  # it costs nothing, and the weight may be read in both forms
         arrays = interpret_node(node, self.array)
-        return tuple(self.store(value, array) for value, array in zip(node.results, arrays, strict=True))
+        stem = self.stem(node)
+        return tuple(self.store(value, array, stem) for value, array in zip(node.results, arrays, strict=True))
+
+    def fold_kernel(self, node: Node) -> tuple[Value, ...] | None:
+        """The kernel of a long convolution is stored however small its generator: to compute it costs far more"""
+        if node.op is not ops.long_conv:
+            return None
+        x, *kernels = node.inputs
+        stored = [self.evaluated(k) if _is_generated(k) else k for k in kernels]
+        return node.op.node(x, *stored, **node.attrs).results if stored != kernels else None
+
+    def evaluated(self, value: Value) -> Value:
+        """The value of an expression without inputs, computed in double precision and rounded once."""
+        graph = Graph("kernel", (), (("k", value),))
+        (array,) = interpret(Module({"main": graph}, self.arrays), {}, wide=True).values()
+        name = next((n.attrs["name"] for n in graph.nodes if n.op is ops.weight), "constant")
+        return self.store(value, np.asarray(array, value.type.dtype.numpy), name)
 
     def array(self, value: Value) -> np.ndarray:
         if value.op is ops.broadcast:
@@ -87,10 +103,10 @@ class _Table:
             return value.node.attrs["value"].value
         return np.asarray(self.arrays[value.node.attrs["name"]])
 
-    def store(self, value: Value, array: np.ndarray) -> Value:
+    def store(self, value: Value, array: np.ndarray, stem: str) -> Value:
         if array.size <= INLINE_ELEMENTS:
             return literal(array)
-        name = self.temporary_name(self.stem(value.node))
+        name = self.temporary_name(stem)
         self.arrays[name] = array if value.op is ops.transpose else np.ascontiguousarray(array)
         return ops.weight(name=name, type=value.type)
 
@@ -116,6 +132,14 @@ def is_foldable(node: Node) -> bool:
         return False
     operands = sum(_bytes(v) for v in sources)
     return sum(_bytes(v) for v in node.results) <= max(2 * operands, GROWTH_BYTES)
+
+
+def _is_generated(value: Value) -> bool:
+    """Whether the value is computed from weights and constants, and its size is known."""
+    if source(value).op in (ops.weight, ops.constant):
+        return False
+    nodes = Graph("value", (), (("v", value),)).nodes
+    return not any(n.op is ops.input_ or has_symbols(n) for n in nodes)
 
 
 def source(value: Value) -> Value:

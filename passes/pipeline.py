@@ -9,6 +9,7 @@ from coilc.ir import Module
 from coilc.ir import verify as promises
 
 from .canonicalise_reductions import canonicalise_reductions
+from .classify_kernels import classify_kernels
 from .classify_scans import classify_scans
 from .decompose import decompose
 from .extract_state import extract_state
@@ -19,6 +20,7 @@ from .pack_weights import pack_weights
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_convolutions import recognise_convolutions
+from .recognise_long_convs import recognise_long_convs
 from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_loops, reroll_scans
 from .schedule_steps import give_memory_to_steps
@@ -34,7 +36,7 @@ def pipeline(claims: Collection[str], panel: int, entries: Collection[str] = ())
     """
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
-        Stage("clean", promises.any_graph, (reroll_loops, fold_constants, simplify)),
+        Stage("clean", promises.any_graph, (reroll_loops, recognise_long_convs, fold_constants, simplify)),
         # 2. Structure. Out: loops are scans, written-out layers are one op each, layouts meet without transposes.
         Stage(
             "recognise",
@@ -48,6 +50,8 @@ def pipeline(claims: Collection[str], panel: int, entries: Collection[str] = ())
                 recognise_convolutions,
                 sink_transposes,
                 recognise_convolutions,
+                recognise_long_convs,
+                classify_kernels,
                 fold_constants,
             ),
         ),

@@ -82,6 +82,7 @@ from .fourier import fft, ifft, irfft, rfft
 from .indexing import gather, index_put, scatter, take
 from .layout import pack_panels
 from .linalg import einsum, linear, matmul, packed_matmul
+from .lti import long_conv, lti_scan
 from .movement import (
     broadcast,
     concat,

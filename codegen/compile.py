@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coilc.ir import Module, print_module
+from coilc.passes.choose_algorithms import describe_choices
 from coilc.passes.pipeline import run_pipeline
 from coilc.runtime.artifact import GRAPH, KERNELS, LIBRARY, PLAN, WEIGHTS
 
@@ -31,6 +32,7 @@ def compile(
     path: str | os.PathLike[str],
     target: str = "native",
     entries: Sequence[str] | None = None,
+    algorithm: str | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Compile a program into an artifact.
@@ -42,6 +44,8 @@ def compile(
         target: a name from ``coilc targets``; ``native`` is this machine.
         entries: which entries to build, by default those of the program. ``prefill`` and ``step`` are derived from
             ``main`` when the program does not have them: the same model, run piece by piece.
+        algorithm: how every recurrence runs: ``sequential``, ``chunked`` or ``associative``. By default a cost model chooses
+            for each; ``coilc inspect`` shows what and why.
         progress: called with each stage's name and ``None`` when it starts, with its seconds when it has ended.
 
     Returns:
@@ -54,11 +58,20 @@ def compile(
     with report("import"):
         module = _select(_module(program), entries)
     with report("passes"):
-        scheduled = run_pipeline(module, chosen.claims, entries=entries or ())
+        recurrences: list[Mapping[str, Any]] = []
+
+        def watch(stage: str, specialised: Module) -> None:
+            if stage == "specialise":
+                recurrences.extend(describe_choices(specialised, chosen.machine, algorithm))
+
+        scheduled = run_pipeline(
+            module, chosen.claims, entries=entries or (), machine=chosen.machine, algorithm=algorithm, observe=watch
+        )
     with report("plan"):
         plan = make_plan(scheduled, module)
-    options = {"target": target, "entries": list(scheduled.entries)}
-    return write_artifact(plan, chosen, place, text=print_module(scheduled), options=options, report=report)
+    options = {"target": target, "entries": list(scheduled.entries), "algorithm": algorithm}
+    about = {"options": options, "recurrences": recurrences}
+    return write_artifact(plan, chosen, place, text=print_module(scheduled), about=about, report=report)
 
 
 def write_artifact(
@@ -67,7 +80,7 @@ def write_artifact(
     path: Path,
     *,
     text: str = "",
-    options: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     report: _Stages | None = None,
     build: Build = build_object,
 ) -> Path:
@@ -75,7 +88,7 @@ def write_artifact(
 
     Args:
         text: the IR text that goes into the artifact for people to read.
-        options: what the user asked for, recorded in the manifest.
+        about: further fields of the manifest: what the user asked for, how recurrences run.
         build: makes the object file with every kernel of the plan.
     """
     report = report or _Stages(None)
@@ -92,8 +105,8 @@ def write_artifact(
             link_library(folder / PLAN, objects, folder / LIBRARY, target.triple)
         (folder / GRAPH).write_text(text)
         machine = {"name": target.name, "kind": "cpu", "triple": target.triple, "features": sorted(target.features)}
-        about = {"target": machine, "options": dict(options or {}), "tools": tool_versions()}
-        write_manifest(folder, about | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
+        found = {"options": {}, **(about or {}), "target": machine, "tools": tool_versions()}
+        write_manifest(folder, found | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
     return path
 
 

@@ -6,6 +6,7 @@ processor by name (``rpi5``).
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from coilc.ir import CoilError, InputError
+from coilc.passes.cost_model import Machine
 
 _X86_V3 = ("avx2", "fma", "f16c", "bmi2", "movbe")
 _X86_V4 = (*_X86_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -43,6 +45,7 @@ class Target:
         vector_bits: width of the widest vectors worth using.
         registers: how many such vectors there are.
         features: what /proc/cpuinfo must list for the code to run.
+        cores: how many the cost model of recurrences counts on; a processor's own number, where that is known.
         claims: names of composite ops that this target has a kernel for.
         attributes: LLVM's names of extensions beyond ``cpu``.
     """
@@ -53,6 +56,7 @@ class Target:
     vector_bits: int
     registers: int
     features: frozenset[str]
+    cores: int = 4
     claims: frozenset[str] = _CPU_CLAIMS
     attributes: tuple[str, ...] = ()
 
@@ -66,6 +70,11 @@ class Target:
     def memory_operands(self) -> bool:
         """Whether arithmetic takes an operand from memory; elsewhere constants and loads occupy registers."""
         return self.triple.startswith("x86_64")
+
+    @property
+    def machine(self) -> Machine:
+        """The target as the cost model of recurrences sees it."""
+        return Machine(cores=self.cores, lanes=self.lanes(32))
 
     def lanes(self, bits: int) -> int:
         """How many elements of this width one vector holds."""
@@ -92,9 +101,9 @@ EXTENSIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def _preset(name: str, cpu: str, *features: str) -> Target:
+def _preset(name: str, cpu: str, *features: str, cores: int = 4) -> Target:
     """A known processor, whose LLVM name implies its extensions; ``features`` are those that its code may use."""
-    return replace(_NEON, name=name, cpu=cpu, features=_NEON.features.union(features))
+    return replace(_NEON, name=name, cpu=cpu, features=_NEON.features.union(features), cores=cores)
 
 
 _V8_2 = ("asimddp", "asimdhp", "asimdrdm", "fphp")
@@ -103,9 +112,11 @@ PRESETS: Mapping[str, Target] = {
     for target in (
         _preset("rpi4", "cortex-a72"),
         _preset("rpi5", "cortex-a76", *_V8_2),
-        _preset("jetson-orin", "cortex-a78ae", *_V8_2),
+        _preset("jetson-orin", "cortex-a78ae", *_V8_2, cores=8),
         _preset("graviton", "neoverse-n1", *_V8_2),  # Graviton 2, and so every later one
-        _preset("apple-m", "apple-m1", *_V8_2, "asimdfhm", "fcma", "sha3"),  # Linux, such as in a container on a Mac
+        _preset(
+            "apple-m", "apple-m1", *_V8_2, "asimdfhm", "fcma", "sha3", cores=8
+        ),  # Linux, such as in a container on a Mac
     )
 }
 
@@ -117,7 +128,7 @@ def parse_target(name: str) -> Target:
         CoilError: there is no such target or extension, or this machine is none of them.
     """
     if name == "native":
-        return _native()
+        return replace(_native(), cores=len(os.sched_getaffinity(0)))
     known = {**TARGETS, **PRESETS}
     if name in known:
         return known[name]

@@ -6,8 +6,10 @@ from functools import partial
 from coilc.ir import Module
 
 from .canonicalise_reductions import canonicalise_reductions
+from .choose_algorithms import choose_algorithms, describe_choices
 from .classify_kernels import classify_kernels
 from .classify_scans import classify_scans
+from .cost_model import Machine
 from .decompose import decompose
 from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
@@ -31,6 +33,7 @@ from .trace import Event, Trace, no, tracing
 
 PASSES: Mapping[str, Callable[[Module], Module]] = {
     "canonicalise_reductions": canonicalise_reductions,
+    "choose_algorithms": partial(choose_algorithms, machine=Machine()),
     "classify_kernels": classify_kernels,
     "classify_scans": classify_scans,
     "decompose": decompose,
@@ -60,8 +63,10 @@ def explain(module: Module, name: str) -> Trace:
 
 
 __all__ = [
-    "PASSES", "Event", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions", "classify_kernels", "classify_scans",
-    "decompose", "explain", "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "no", "on", "pack_weights", "pipeline", "plan_memory",
-    "recognise_activations", "recognise_attention", "recognise_convolutions", "recognise_long_convs", "recognise_norms", "reroll_scans",
+    "PASSES", "Event", "Machine", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions",
+    "choose_algorithms", "classify_kernels", "classify_scans", "decompose", "describe_choices", "explain",
+    "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "no", "on",
+    "pack_weights", "pipeline", "plan_memory", "recognise_activations", "recognise_attention",
+    "recognise_convolutions", "recognise_long_convs", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
 ]  # fmt: skip

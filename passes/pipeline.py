@@ -9,8 +9,10 @@ from coilc.ir import Module
 from coilc.ir import verify as promises
 
 from .canonicalise_reductions import canonicalise_reductions
+from .choose_algorithms import choose_algorithms
 from .classify_kernels import classify_kernels
 from .classify_scans import classify_scans
+from .cost_model import Machine
 from .decompose import decompose
 from .extract_state import extract_state
 from .fold_constants import fold_constants
@@ -28,11 +30,20 @@ from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph, run_stages, up_to
 
+ANY_MACHINE = Machine()
 
-def pipeline(claims: Collection[str], panel: int, entries: Collection[str] = ()) -> tuple[Stage, ...]:
+
+def pipeline(
+    claims: Collection[str],
+    panel: int,
+    entries: Collection[str] = (),
+    machine: Machine = ANY_MACHINE,
+    algorithm: str | None = None,
+) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns.
 
-    ``entries`` are those to build, some derived; none named: those that there are.
+    ``entries`` are those to build, some derived; none named: those that there are. ``machine`` and ``algorithm`` are for
+    ``choose_algorithms``.
     """
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
@@ -57,11 +68,17 @@ def pipeline(claims: Collection[str], panel: int, entries: Collection[str] = ())
         ),
         # 3. Entries. Out: those that were asked for; a sequence may come in pieces, with states from piece to piece.
         Stage("specialise", promises.any_graph, (partial(extract_state, entries=entries),) if entries else ()),
-        # 4. What the target wants. Out: real numbers only, weights in the layout of the kernels.
+        # 4. What the target wants. Out: recurrences in the form that suits it, real numbers only, weights in the layout of
+        # the kernels.
         Stage(
             "choose",
             promises.any_graph,
-            (lower_complex, partial(pack_weights, panel=panel, claims=claims), sink_transposes),
+            (
+                partial(choose_algorithms, machine=machine, algorithm=algorithm),
+                lower_complex,
+                partial(pack_weights, panel=panel, claims=claims),
+                sink_transposes,
+            ),
         ),
         # 5. Few ops. Out: core ops, and the composites that the target has kernels for.
         Stage(
@@ -80,6 +97,8 @@ def run_pipeline(
     *,
     panel: int = 32,
     entries: Collection[str] = (),
+    machine: Machine = ANY_MACHINE,
+    algorithm: str | None = None,
     stop_after: str | None = None,
     observe: Observer | None = None,
 ) -> Module:
@@ -89,15 +108,17 @@ def run_pipeline(
         claims: names of the composites that the target has kernels for.
         panel: columns per panel of packed weights.
         entries: which entries to build; ``prefill`` and ``step`` can be derived. By default those of ``module``.
+        machine: what the cost model knows of the target.
+        algorithm: how every recurrence runs (``choose_algorithms.ALGORITHMS``); by default the cost model chooses.
         stop_after: the last stage to run, by name.
         observe: called with ``"input"`` and the module, then with each stage's name and result.
 
     Raises:
         VerifyError: a stage broke its promise; the message starts with the stage.
-        InputError: ``stop_after`` names no stage.
+        InputError: ``stop_after`` names no stage, or ``algorithm`` does not fit every recurrence.
     """
     promises.any_graph(module)
-    for name, result in run_stages(up_to(pipeline(claims, panel, entries), stop_after), module):
+    for name, result in run_stages(up_to(pipeline(claims, panel, entries, machine, algorithm), stop_after), module):
         module = result
         if observe:
             observe(name, module)

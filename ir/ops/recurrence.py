@@ -198,7 +198,7 @@ def _selective_by_scan(
     x: Value, dt: Value, a: Value, b: Value, c: Value, *rest: Value, optional: tuple[str, ...], softplus: bool
 ) -> tuple[Value, Value]:
     given = dict(zip(optional, rest, strict=True))
-    dt = _step_size(dt, given, softplus)
+    dt = step_size(dt, given, softplus)
     h0 = given.get("h0") or zeros(x.type.with_dims((x.dims[0], *a.dims)))
     h, step, u, b_t, c_t = (
         body_input("h", h0.type),
@@ -214,7 +214,8 @@ def _selective_by_scan(
     return (mul(y, silu(given["z"])) if "z" in given else y), last
 
 
-def _step_size(dt: Value, given: dict[str, Value], positive: bool) -> Value:
+def step_size(dt: Value, given: dict[str, Value], positive: bool) -> Value:
+    """dt as selective_scan uses it: with its bias, softplus and mask."""
     dt = add(dt, given["dt_bias"]) if "dt_bias" in given else dt
     dt = softplus(dt) if positive else dt
     return mul(dt, as_dtype(expand_dims(given["mask"], 2), dt.type.dtype)) if "mask" in given else dt

@@ -43,7 +43,7 @@ def test_native_on_arm_takes_every_extension_that_is_there(monkeypatch: pytest.M
     monkeypatch.setattr(targets, "cpu_features", lambda: frozenset(present))
     assert parse_target("native").name == "aarch64+dotprod+i8mm"
     monkeypatch.setattr(targets, "cpu_features", lambda: frozenset({"asimd"}))
-    assert parse_target("native") == TARGETS["aarch64"]
+    assert parse_target("native").name == "aarch64"
 
 
 def test_every_extension_is_one_the_code_generator_knows() -> None:

@@ -12,7 +12,7 @@ from coilc.ir import InputError
 from coilc.units import show_bytes
 
 from .console import Stages, console, emit_json, folder_size
-from .options import Artifact, Dynamic, Json, Lengths, Model, Target
+from .options import Algorithm, Artifact, Dynamic, Json, Lengths, Model, Target
 from .sources import is_example, load_program
 
 
@@ -23,6 +23,7 @@ def compile_command(
     dynamic: Dynamic = None,
     lengths: Lengths = None,
     entries: Annotated[Optional[str], typer.Option(help="Entries to keep, comma-separated; all by default.")] = None,  # noqa: UP045
+    algorithm: Algorithm = None,
     weights: Annotated[Optional[Path], typer.Option(help="Safetensors file with the weights of IR text.")] = None,  # noqa: UP045
     json: Json = False,
 ) -> None:
@@ -42,7 +43,7 @@ def compile_command(
         progress("export" if is_example(model) else "import")
         program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
-        compile(program, path, target=target, entries=chosen, progress=progress)
+        compile(program, path, target=target, entries=chosen, algorithm=algorithm, progress=progress)
     seconds, total, code = time.perf_counter() - began, folder_size(path), (path / "code.so").stat().st_size
     if json:
         emit_json({"artifact": str(path), "seconds": seconds, "bytes": total, "code_bytes": code})

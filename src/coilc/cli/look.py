@@ -44,7 +44,8 @@ def inspect_command(
         from coilc.codegen.target import parse_target
         from coilc.passes import run_pipeline
 
-        program = run_pipeline(program, parse_target(target).claims, stop_after=stage)
+        chosen = parse_target(target)
+        program = run_pipeline(program, chosen.claims, machine=chosen.machine, stop_after=stage)
     typer.echo(print_module(program), nl=False)
 
 
@@ -101,6 +102,10 @@ def inspect_artifact(path: Path, calls: bool, as_json: bool) -> None:
     console().print(f"target {manifest['target']['name']} ({manifest['target']['triple']})", markup=False)
     for name, file in manifest["files"].items():
         console().print(f"  {name:<22} {show_bytes(file['bytes']):>10}", markup=False)
+    if manifest.get("recurrences"):
+        columns = {"op": "recurrence", "algorithm": "algorithm", "reason": "why", "scope": "where"}
+        console().print()
+        emit(manifest["recurrences"], columns, as_json=False)
     if calls:
         show_calls(manifest)
 
@@ -147,7 +152,8 @@ def steps(target: str) -> Iterator[tuple[Stage, Pass]]:
     from coilc.codegen.target import parse_target
     from coilc.passes.pipeline import pipeline
 
-    for stage in pipeline(parse_target(target).claims, panel=32):
+    chosen = parse_target(target)
+    for stage in pipeline(chosen.claims, panel=32, machine=chosen.machine):
         yield from ((stage, step) for step in stage.passes)
 
 

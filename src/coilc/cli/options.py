@@ -25,5 +25,14 @@ Threads = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option("--threads", min=1, help="Threads to run with.", show_default="COILC_THREADS, or all cores"),
 ]
+Algorithm = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--algorithm",
+        metavar="NAME",
+        help="How every recurrence runs: sequential, chunked or associative.",
+        show_default="the cost model chooses for each",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of random inputs.")]

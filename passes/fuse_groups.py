@@ -11,10 +11,9 @@ from coilc.ir import Graph, Module, Node, Value, ops
 
 from .build_bodies import Group, Schedule
 from .grow_regions import Uses, grow_regions
-from .loop_parts import Loop
 from .place_pointwise import place_pointwise
-from .replace_values import replace_values
 from .rewrite import on, rewrite_module
+from .weights_in_bodies import hide_weights_from_bodies
 
 
 def fuse_groups(module: Module) -> Module:
@@ -63,19 +62,6 @@ def constants_to_weights(module: Module) -> Module:
         arrays[name] = array
         return ops.weight(name=name, type=node.types[0])
 
-    rewritten = rewrite_module(module, constant_to_weight, weight_of_body_as_operand)
+    rewritten = hide_weights_from_bodies(rewrite_module(module, constant_to_weight))
     weights: Mapping[str, np.ndarray] = {**module.weights, **arrays}
     return replace(rewritten, weights=weights)
-
-
-@on("scan")
-def weight_of_body_as_operand(node: Node) -> tuple[Value, ...] | None:
-    """Bodies are given what they need: only entries read the weight table"""
-    loop = Loop(node)
-    weights = [inner.results[0] for inner in loop.body.nodes if inner.op is ops.weight]
-    if not weights:
-        return None
-    first = len(loop.body.inputs)
-    inputs = {w: ops.input_(name=f"weight{i}", type=w.type) for i, w in enumerate(weights, first)}
-    outputs = replace_values(loop.body, inputs).outputs
-    return loop.rebuilt(outputs, consts={**loop.consts, **{x: w for w, x in inputs.items()}})

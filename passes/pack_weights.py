@@ -8,6 +8,7 @@ from coilc.ir import DTYPES, Dim, Module, Node, Value, ops
 
 from .rewrite import on, rewrite_module
 from .trace import Declined, no
+from .weights_in_bodies import hide_weights_from_bodies, is_constant, show_weights_in_bodies
 
 
 def pack_weights(module: Module, panel: int, claims: Collection[str]) -> Module:
@@ -25,7 +26,7 @@ def pack_weights(module: Module, panel: int, claims: Collection[str]) -> Module:
         v2: f32[2, 32, 32] = pack_panels(v1, panel=32)
         v3: f32[B, L, 64] = packed_matmul(x, v2, columns=64)
 
-    Needs: nothing. Guarantees: f32 products with a weight on the right are packed.
+    Needs: nothing. Guarantees: f32 products with a weight on the right are packed, in bodies of loops too.
     """
     if "packed_matmul" not in claims:
         return module
@@ -47,7 +48,8 @@ def pack_weights(module: Module, panel: int, claims: Collection[str]) -> Module:
         return packed(x, w, panel)
 
     rules = (weight_on_the_right, matmul_of_rows, linear_by_panels, matmul_by_panels, rows_of_product)
-    return share_tied_weights(rewrite_module(module, *rules))
+    packed_everywhere = rewrite_module(show_weights_in_bodies(module), *rules)
+    return share_tied_weights(hide_weights_from_bodies(packed_everywhere))
 
 
 def share_tied_weights(module: Module) -> Module:
@@ -94,13 +96,6 @@ def why_not_packed(w: Value) -> str:
     if w.type.rank != 2:
         return f"the right operand has rank {w.type.rank}"
     return "" if w.type.dtype.name == "f32" else f"panels hold f32, the weight is {w.type.dtype}"
-
-
-def is_constant(w: Value) -> bool:
-    """A weight, perhaps transposed or reshaped, which folding computes."""
-    while w.op in (ops.transpose, ops.reshape):
-        (w,) = w.node.inputs
-    return w.op is ops.weight
 
 
 def shared_over_batch(w: Value) -> Value:

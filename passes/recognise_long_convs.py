@@ -233,12 +233,31 @@ def product_as_einsum(node: Node) -> Value | None:
     terms, _, result = node.attrs["equation"].partition("->")
     if not node.types[0].dtype.is_complex or set(terms) - {","} != set(result) or terms.count(",") != 1:
         return None
-    assert node.op.decompose is not None
-    product: Value = node.op.decompose(*node.inputs, **node.attrs)
+    x, y = (_aligned(v, term, result) for v, term in zip(node.inputs, terms.split(","), strict=True))
+    product: Value = ops.mul(x, y)
     return product
 
 
+def _aligned(x: Value, letters: str, result: str) -> Value:
+    """Axes in the order of the result, 1 where there is none."""
+    ordered = ops.transpose(x, perm=tuple(letters.index(c) for c in result if c in letters))
+    extents = dict(zip(letters, x.dims, strict=True))
+    return ops.reshape(ordered, dims=tuple(extents.get(c, 1) for c in result))
+
+
 # --- convolutions with many taps --------------------------------------------------------------------------------------
+
+
+@on("long_conv")
+def few_taps(node: Node) -> Value | None:
+    """A long convolution with few taps is a causal_conv1d"""
+    x, k = node.inputs[:2]
+    if not isinstance(k.dims[0], int) or not 1 <= k.dims[0] <= SHORT or node.attrs["optional"]:
+        return None
+    if x.type.dtype.is_complex or x.dims[1] == k.dims[0]:
+        return None
+    y: Value = ops.causal_conv1d(x, ops.flip(k, axes=(0,)))[0]
+    return y
 
 
 @on("causal_conv1d")
@@ -287,5 +306,5 @@ def kernel_cut_to_the_sequence(node: Node) -> Value | None:
 
 
 RULES: tuple[Rule, ...] = (
-    product_as_einsum, product_of_spectra, many_taps, as_long_as_the_sequence, kernel_cut_to_the_sequence,
+    product_as_einsum, product_of_spectra, few_taps, many_taps, as_long_as_the_sequence, kernel_cut_to_the_sequence,
 )  # fmt: skip

@@ -38,10 +38,10 @@ class Length:
     first: int
     second: int
 
-    def dim(self, a: int, b: int) -> Dim | None:
-        """The affine dimension that is ``a`` at the first length and ``b`` at the second."""
-        slope, rest = divmod(b - a, self.second - self.first)
-        return None if rest else slope * d.symbol(self.symbol) + (a - slope * self.first)
+    def dim(self, a: Dim, b: Dim) -> Dim | None:
+        """The dimension that is ``a`` at the first length and ``b`` at the second, affine in the length."""
+        slope = d.divide_exactly(b - a, self.second - self.first)
+        return None if slope is None else slope * d.symbol(self.symbol) + (a - slope * self.first)
 
 
 def unify_modules(first: Module, second: Module, length: Length) -> Module:
@@ -117,7 +117,7 @@ def _unify_attr(a: Any, b: Any, node: Node, length: Length) -> Any:
         return a.with_dims(_unify_attr(a.dims, b.dims, node, length))
     if isinstance(a, Graph):
         return a if a == b else _unify_graph(a, b, length)
-    if type(a) is int and type(b) is int and a != b:
+    if _is_dim(a) and _is_dim(b) and a != b:
         dim = length.dim(a, b)
         if dim is not None:
             return dim
@@ -126,6 +126,10 @@ def _unify_attr(a: Any, b: Any, node: Node, length: Length) -> Any:
     raise InputError(
         f"'{node.op.name}' has {a} at one length and {b} at the other, not affine in the length", node.location
     )
+
+
+def _is_dim(attr: Any) -> bool:
+    return isinstance(attr, int | d.SymDim) and not isinstance(attr, bool)
 
 
 def _unify_constant(a: Node, b: Node, length: Length) -> Value:

@@ -26,6 +26,7 @@ _CPU_CLAIMS = frozenset(
         "linear_scan",
         "selective_scan",
         "causal_conv1d",
+        "depthwise_conv",
         "gated_linear_attention",
         "gated_delta_rule",
         "generalized_delta_rule",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from coilc.ir import Node, OpDef, Value, ops
+from coilc.ir import Dims, Node, OpDef, Value, ops
 
 
 def operands(value: Value, *which: OpDef) -> tuple[Value, ...] | None:
@@ -87,3 +87,15 @@ def plus_number(value: Value) -> tuple[Value, float] | None:
 def last_axis(value: Value) -> tuple[int, ...]:
     """The axes tuple of a reduction over the last axis."""
     return (value.type.rank - 1,)
+
+
+def reshaped(x: Value, to: Dims) -> Value:
+    """``x`` under other dims: one reshape at most, none where it has them."""
+    while x.op is ops.reshape and x.dims != to:
+        (x,) = x.node.inputs
+    return x if x.dims == to else ops.reshape(x, dims=to)
+
+
+def transposed(x: Value, perm: tuple[int, ...]) -> Value:
+    """``x`` with its axes in another order; ``x`` itself where that is the order."""
+    return x if perm == tuple(range(len(perm))) else ops.transpose(x, perm=perm)

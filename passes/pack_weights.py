@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from coilc.ir import DTYPES, Dim, Module, Node, Value, ops
+from coilc.ir.dims import size
 
 from .rewrite import on, rewrite_module
 from .trace import Declined, no
@@ -47,7 +48,7 @@ def pack_weights(module: Module, panel: int, claims: Collection[str]) -> Module:
             return no(reason)
         return packed(x, w, panel)
 
-    rules = (weight_on_the_right, matmul_of_rows, linear_by_panels, matmul_by_panels, rows_of_product)
+    rules = (einsum_of_rows, weight_on_the_right, matmul_of_rows, linear_by_panels, matmul_by_panels, rows_of_product)
     packed_everywhere = rewrite_module(show_weights_in_bodies(module), *rules)
     return share_tied_weights(hide_weights_from_bodies(packed_everywhere))
 
@@ -135,6 +136,21 @@ def matmul_of_rows(node: Node) -> Value | None:
     if matrix.type.rank != 2 or w.node.attrs["perm"] != (*range(rank - 2), rank - 1, rank - 2):
         return None
     return ops.matmul(x, ops.broadcast(ops.transpose(matrix, perm=(1, 0)), dims=w.dims))
+
+
+@on("einsum")
+def einsum_of_rows(node: Node) -> Value | None:
+    """An einsum that takes the last axis of x through a weight to new last axes is linear: bld,kcd->blkc"""
+    given, result = node.attrs["equation"].split("->")
+    pairs = tuple(zip(node.inputs, given.split(","), strict=True))
+    for (x, rows), (w, term) in (pairs, pairs[::-1]) if len(pairs) == 2 else ():
+        new = result[len(rows) - 1 :]
+        if is_constant(w) and rows[:-1] + new == result and sorted(term) == sorted(new + rows[-1]):
+            turned = ops.transpose(w, perm=tuple(map(term.index, new + rows[-1])))
+            matrix = ops.reshape(turned, dims=(size(turned.dims[:-1]), turned.dims[-1]))
+            product: Value = ops.reshape(ops.linear(x, matrix), dims=node.types[0].dims)
+            return product
+    return None
 
 
 @on("reshape")

@@ -12,6 +12,7 @@ from .canonicalise_reductions import canonicalise_reductions
 from .choose_algorithms import choose_algorithms
 from .classify_kernels import classify_kernels
 from .classify_scans import classify_scans
+from .convolve_channels_last import convolve_channels_last
 from .cost_model import Machine
 from .decompose import decompose
 from .extract_state import extract_state
@@ -29,6 +30,7 @@ from .schedule_steps import give_memory_to_steps
 from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph, run_stages, up_to
+from .tabulate_routes import tabulate_routes
 
 ANY_MACHINE = Machine()
 
@@ -74,6 +76,8 @@ def pipeline(
             "choose",
             promises.any_graph,
             (
+                convolve_channels_last,
+                tabulate_routes,
                 partial(choose_algorithms, machine=machine, algorithm=algorithm),
                 lower_complex,
                 partial(pack_weights, panel=panel, claims=claims),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from coilc.ir import Dims, Module, Node, Value, ops
+from coilc.ir.dims import matching_groups
 from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 
 from .match import scalar
@@ -213,7 +214,25 @@ def unit_dims_of_transpose(node: Node) -> Value | None:
     return moved if moved.dims == dims else None
 
 
+@on("reshape")
+def axes_of_transpose(node: Node) -> Value | None:
+    """reshape(transpose(x)) = transpose(reshape(x)) when axes that are cut or merged stand side by side in x"""
+    (x,) = node.inputs
+    if x.op is not ops.transpose:
+        return None
+    (source,), perm, result = x.node.inputs, x.node.attrs["perm"], node.types[0].dims
+    groups = [(perm[here], result[there]) for here, there in matching_groups(x.dims, result)]
+    if any(axes != tuple(range(axes[0], axes[0] + len(axes))) or not cut for axes, cut in groups):
+        return None
+    order = sorted(range(len(groups)), key=lambda i: groups[i][0])
+    below = tuple(extent for i in order for extent in groups[i][1])
+    place = {i: sum(len(groups[j][1]) for j in order[: order.index(i)]) for i in order}
+    axes = tuple(place[i] + k for i, (_, cut) in enumerate(groups) for k in range(len(cut)))
+    moved: Value = ops.transpose(ops.reshape(source, dims=below), perm=axes)
+    return moved
+
+
 RULES: tuple[Rule, ...] = (
     slice_of_transpose, pad_of_transpose, flip_of_transpose, concat_of_transposes, along_axis_of_transpose,
-    last_axis_of_transpose, unit_dims_of_transpose, reduction_of_transpose, elementwise_of_view,
+    last_axis_of_transpose, unit_dims_of_transpose, axes_of_transpose, reduction_of_transpose, elementwise_of_view,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from .attention import emit_attention
 from .causal_conv1d import emit_causal_conv1d
 from .conv import emit_conv
 from .delta_rule import emit_delta_rule
+from .depthwise_conv import emit_depthwise_conv
 from .gated_linear_attention import emit_gated_linear_attention
 from .linear_scan import emit_linear_scan
 from .matmul import emit_matmul
@@ -36,6 +37,7 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.gated_delta_rule: emit_delta_rule,
     ops.generalized_delta_rule: emit_delta_rule,
     ops.conv: emit_conv,
+    ops.depthwise_conv: emit_depthwise_conv,
     ops.pool: emit_pool,
     ops.cumsum: emit_cumulative,
     ops.cumprod: emit_cumulative,

@@ -1,7 +1,7 @@
 """Every op of the IR, listed: nothing registers itself by being found on disk."""
 
 from .attention import attention, rotary
-from .convolution import conv, conv_transpose, pool
+from .convolution import conv, conv_transpose, depthwise_conv, pool
 from .delta import gated_delta_rule, generalized_delta_rule
 from .elementwise import (
     abs,

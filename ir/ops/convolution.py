@@ -80,6 +80,7 @@ def _conv_flops(x: TensorType, w: TensorType, **attrs: Any) -> d.Dim:
 
 _CONV1 = {"strides": (1,), "padding": ((0, 0),), "dilation": (1,)}
 _CONV2 = {"strides": (2, 1), "padding": ((1, 0), (2, 2)), "dilation": (1, 2), "groups": 2}
+_SAME = {"strides": (1, 1), "dilation": (1, 1)}
 conv = OpDef(
     "conv",
     infer=_conv,
@@ -100,6 +101,51 @@ conv = OpDef(
         BadExample(("f32[2, 3, 7]", "f32[5, 3, 3]"), {**_CONV1, "strides": (1, 1)}, "strides has 2 entries for 1"),
     ),
     doc="Cross-correlation of x [B, C, *S] with w [O, C/groups, *K]; padding is (before, after) per axis, with zeros.",
+)
+
+# --- depthwise_conv -------------------------------------------------------------------------------------------------
+
+
+def _depthwise(x: TensorType, w: TensorType, *, strides: Ints, padding: Pairs, dilation: Ints) -> TensorType:
+    r.of_kind(r.NUMBER, x)
+    r.same_dtype(x, w)
+    fits = x.rank >= 3 and w.rank == x.rank - 1 and w.dims[-1] == x.dims[-1]
+    r.require(fits, f"takes x [B, *S, C] and w [*K, C], not {r.show(x.dims)}, {r.show(w.dims)}")
+    window = r.known("w's kernel", *w.dims[:-1])
+    return x.with_dims((x.dims[0], *_windows(x.dims[1:-1], window, strides, padding, dilation), x.dims[-1]))
+
+
+def _depthwise_reference(x: Any, w: Any, *, strides: Ints, padding: Pairs, dilation: Ints) -> Any:
+    first = np.moveaxis(x, -1, 1)
+    seen = _taps(first, w.shape[:-1], strides, padding, dilation, 0)
+    return sum(np.moveaxis(part, 1, -1) * w[tap] for tap, part in seen)
+
+
+def _depthwise_by_conv(x: Value, w: Value, *, strides: Ints, padding: Pairs, dilation: Ints) -> Value:
+    last = x.type.rank - 1
+    kernel = reshape(transpose(w, perm=(last - 1, *range(last - 1))), dims=(x.dims[-1], 1, *w.dims[:-1]))
+    first = transpose(x, perm=(0, last, *range(1, last)))
+    y = conv(first, kernel, strides=strides, padding=padding, dilation=dilation, groups=x.dims[-1])
+    return transpose(y, perm=(0, *range(2, last + 1), 1))
+
+
+depthwise_conv = OpDef(
+    "depthwise_conv",
+    infer=_depthwise,
+    reference=_depthwise_reference,
+    decompose=_depthwise_by_conv,
+    flops=lambda x, w, **attrs: 2 * _depthwise(x, w, **attrs).size * d.size(w.dims[:-1]),
+    examples=(
+        Example(("f32[2, 7, 3]", "f32[3, 3]"), _CONV1),
+        Example(("f32[1, 7, 5, 4]", "f32[3, 3, 4]"), {k: v for k, v in _CONV2.items() if k != "groups"}),
+        Example(("f32[1, 3, 1, 17]", "f32[3, 5, 17]"), {**_SAME, "padding": ((1, 1), (2, 2))}),
+        Example(("f32[2, 1, 1, 1]", "f32[1, 1, 1]"), {**_SAME, "padding": ((0, 0), (0, 0))}),
+    ),
+    bad_examples=(
+        BadExample(("f32[2, 7, 3]", "f32[3, 4]"), _CONV1, "takes x [B, *S, C] and w [*K, C]"),
+        BadExample(("f32[2, 2, 3]", "f32[3, 3]"), _CONV1, "a window spans 3, the padded axis has 2"),
+    ),
+    doc="Cross-correlation of each channel by itself, channels innermost: x [B, *S, C] with w [*K, C].",
 )
 
 # --- conv_transpose -------------------------------------------------------------------------------------------------

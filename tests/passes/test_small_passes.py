@@ -271,3 +271,16 @@ def main(x: c64[3]):
 """)
     with pytest.raises(UnsupportedError, match=r"(?s)real numbers only:.*prod of complex numbers  --> model.py:12"):
         lower_complex(Module({"main": graph}))
+
+
+def test_an_einsum_over_the_last_axis_is_packed(preserves: Check) -> None:
+    found = preserves(
+        PACKING,
+        """
+        def main(x: f32[B, L, 6], *, B: dim[1:], L: dim[1:]):
+            v0: f32[4, 9, 6] = weight(name="w", type=f32[4, 9, 6])
+            v1: f32[B, L, 4, 9] = einsum(x, v0, equation="bld,kcd->blkc")
+            return {"y": v1}
+        """,
+    )
+    assert "packed_matmul" in {node.op.name for node in found.entries["main"].nodes}

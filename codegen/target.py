@@ -27,6 +27,7 @@ _CPU_CLAIMS = frozenset(
         "selective_scan",
         "causal_conv1d",
         "depthwise_conv",
+        "long_conv",
         "gated_linear_attention",
         "gated_delta_rule",
         "generalized_delta_rule",

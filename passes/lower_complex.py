@@ -260,13 +260,14 @@ def arithmetic_on_parts(node: Node) -> Value | None:
     return ops.complex(*ARITHMETIC[node.op.name](*map(parts, node.inputs)))
 
 
-@on("matmul", "conv")
+@on("matmul", "conv", "long_conv")
 def bilinear_on_parts(node: Node) -> Value | None:
     """(a + ib)(c + id) as four real products"""
     if not node.types[0].dtype.is_complex:
         return None
-    (a, b), (c, d) = map(parts, node.inputs)
-    ac, bd, ad, bc = (node.op(x, y, **node.attrs) for x, y in ((a, c), (b, d), (a, d), (b, c)))
+    (a, b), *others = map(parts, node.inputs)
+    re, im = ([other[i] for other in others] for i in (0, 1))
+    ac, bd, ad, bc = (node.op(x, *y, **node.attrs) for x, y in ((a, re), (b, im), (a, im), (b, re)))
     return ops.complex(ops.sub(ac, bd), ops.add(ad, bc))
 
 

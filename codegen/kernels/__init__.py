@@ -16,6 +16,7 @@ from .delta_rule import emit_delta_rule
 from .depthwise_conv import emit_depthwise_conv
 from .gated_linear_attention import emit_gated_linear_attention
 from .linear_scan import emit_linear_scan
+from .long_conv import emit_long_conv
 from .matmul import emit_matmul
 from .order import emit_sort
 from .packed_matmul import emit_packed_matmul
@@ -30,6 +31,7 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.packed_matmul: emit_packed_matmul,
     ops.selective_scan: emit_selective_scan,
     ops.causal_conv1d: emit_causal_conv1d,
+    ops.long_conv: emit_long_conv,
     ops.scan: emit_scan,
     ops.attention: emit_attention,
     ops.linear_scan: emit_linear_scan,

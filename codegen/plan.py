@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from coilc.ir import CoilError, Dim, Graph, Location, Module, Node, SymDim, TensorType, Value, dims
+from coilc.ir.opdef import IN_PLACE
 from coilc.passes.plan_memory import MemoryPlan, plan_memory, root
 
 COPY = ""  # the kernel name of a call that copies its first argument to its second
@@ -125,6 +126,14 @@ def _agree_on_states(entries: Sequence[EntryPlan]) -> None:
             raise CoilError(f"entries '{known[0].name}' and '{entry.name}' have different states")
 
 
+def in_place(body: Graph) -> Mapping[int, int]:
+    """Results of a kernel that start as an operand: number of the result to number of the operand."""
+    inputs = {value: i for i, value in enumerate(body.inputs)}
+    return {
+        i: inputs[root(value.node.inputs[0])] for i, value in enumerate(body.results) if IN_PLACE in value.op.traits
+    }
+
+
 def kernel_symbols(body: Graph) -> tuple[str, ...]:
     """The symbols that a kernel takes as integers, in order: those of the types in its body, sorted."""
     return tuple(sorted({s for node in body.nodes for t in node.types for s in dims.symbols(t.dims)}))
@@ -155,7 +164,9 @@ class _Entry:
 
     def plan(self, name: str) -> EntryPlan:
         self._place_caller_values()
-        calls = [self._call(node) for node in self.graph.nodes if node.op.name == "fused"]
+        calls = [
+            c for node in self.graph.nodes if node.op.name == "fused" for c in (*self._kept(node), self._call(node))
+        ]
         inputs = tuple((v.node.attrs["name"], v.type) for v in self.declared.inputs)
         outputs = tuple((output, v.type) for output, v in self.declared.outputs)
         symbols = solve_symbols(name, self.graph, inputs)
@@ -185,6 +196,17 @@ class _Entry:
         args = (*map(self._home, node.inputs), *map(self._home, node.results))
         results = tuple(Result(v.type, _location(v)) for v in node.results)
         return Call(kernel, args, tuple(map(dims.symbol, kernel_symbols(body))), results)
+
+    def _kept(self, node: Node) -> Iterator[Call]:
+        """A kernel that writes in place finds its operand where its result will be; nothing is copied onto itself."""
+        for result, operand in in_place(node.attrs["body"]).items():
+            value = node.results[result]
+            yield Call(
+                COPY,
+                (self._home(node.inputs[operand]), self._home(value)),
+                (value.type.bytes,),
+                (Result(value.type, None),),
+            )
 
     def _copies(self) -> Iterator[Call]:
         """Outputs that are an input, a weight, or another output's value."""

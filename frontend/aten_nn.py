@@ -158,13 +158,14 @@ def _attention(
     if not enable_gqa:
         lead = (q4.dims[0], q4.dims[1])
         k4, v4 = (broadcast(x, (*lead, *x.dims[2:])) for x in (k4, v4))
-    masks = [] if attn_mask is None else [_mask(attn_mask, q, call)]
+    masks = {} if attn_mask is None else {"mask": _mask(attn_mask, q, call)}
     if scale is None:
         width = q.dims[-1]
         if not isinstance(width, int):
             raise call.unsupported("attention needs a known head size or an explicit scale")
         scale = 1 / math.sqrt(width)
-    return reshape(ops.attention(q4, k4, v4, *masks, scale=float(scale), causal=is_causal), call.dims)
+    o = ops.attention(q4, k4, v4, *masks.values(), optional=tuple(masks), scale=float(scale), causal=is_causal)
+    return reshape(o, call.dims)
 
 
 @aten("_scaled_dot_product_flash_attention_for_cpu")

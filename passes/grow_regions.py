@@ -21,7 +21,7 @@ from .trace import record_refusal
 Kind = Literal["pointwise", "row", "reduce", "anchor"]
 
 # Their kernels build the result in the memory of the output, element by element in no fixed order. So may a scan.
-BUILT_IN_PLACE = frozenset({"sort", "scatter", "index_put"})
+BUILT_IN_PLACE = frozenset({"sort", "scatter", "index_put", "update_slice"})
 LONGEST_TAIL = 256  # nodes a region may absorb before it reaches a single exit again
 
 

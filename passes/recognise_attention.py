@@ -45,7 +45,8 @@ def attention_by_matmul(node: Node) -> Value | Declined | None:
     keys = untransposed(parts[1]) if parts else None
     if parts is None or keys is None:
         return no("the scores are not a product of queries and transposed keys")
-    return ops.attention(parts[0], unrepeated(keys), unrepeated(v), *masks, scale=scale, causal=False)
+    optional = ("mask",) if masks else ()
+    return ops.attention(parts[0], unrepeated(keys), unrepeated(v), *masks, optional=optional, scale=scale)
 
 
 def without_mask(scores: Value) -> tuple[Value, tuple[Value, ...]]:

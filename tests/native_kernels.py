@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from coilc.codegen.build import build_object
-from coilc.codegen.plan import kernel_symbols
+from coilc.codegen.plan import in_place, kernel_symbols
 from coilc.codegen.target import Target, parse_target
 from coilc.ir import Graph
 from coilc.ir import dims as d
@@ -75,6 +75,8 @@ class Kernels:
         shapes = {f"x{i}": (v.type, a.shape) for i, (v, a) in enumerate(zip(body.inputs, arrays, strict=True))}
         symbols = bind_symbols(shapes)
         outputs = [poisoned(tuple(d.evaluate(x, symbols) for x in v.dims), v.type.dtype.numpy) for v in body.results]
+        for result, operand in in_place(body).items():
+            outputs[result][...] = arrays[operand]
         pointers = [Argument(4, 0, a.ctypes.data) for a in (*arrays, *outputs)]
         integers = [Argument(1, 0, symbols[s]) for s in kernel_symbols(body)]
         return getattr(self.library, self.info.symbols[name]), [*pointers, *integers], outputs

@@ -20,7 +20,7 @@ from .long_conv import emit_long_conv
 from .matmul import emit_matmul
 from .order import emit_sort
 from .packed_matmul import emit_packed_matmul
-from .place import emit_index_put, emit_scatter
+from .place import emit_index_put, emit_scatter, emit_update_slice
 from .pool import emit_pool
 from .prefix import emit_cumulative
 from .scan import emit_scan
@@ -48,6 +48,7 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.sort: emit_sort,
     ops.scatter: emit_scatter,
     ops.index_put: emit_index_put,
+    ops.update_slice: emit_update_slice,
 }
 
 

@@ -2,7 +2,7 @@
 
 A task is one head and a block of queries, and goes through the keys in blocks: scores of the block, running maximum and
 sum of each row, then the products with the values, rescaled whenever the maximum moves. Grouped heads read their group's
-keys in place; key blocks that a causal mask hides are skipped.
+keys in place; key blocks that lie in the future or before the window are skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .anchor import Anchor
 from .loops import ceildiv, each_column, i64, lanes, local, parallel, product, serial, unravel
 from .tile import Tile
 
-Q, K, V, MASK = range(4)
+Q, K, V = range(3)
 ROW_BLOCK, KEY_BLOCK = 64, 64
 FEW_ROWS = 4
 
@@ -37,6 +37,8 @@ class Task:
         head: indices of the batch element and the head.
         group: indices of the batch element and the group of keys.
         first: the first query; ``count`` queries are valid.
+        offset: if causal, query ``i`` sees keys up to ``offset + i``.
+        begin: a multiple of the block of keys; what comes before is not visible to any of them.
         end: keys from here on are not visible to any of them.
     """
 
@@ -46,6 +48,8 @@ class Task:
     group: tuple[Expr, Expr]
     first: Expr
     count: Expr
+    offset: Expr
+    begin: Expr
     end: Expr
     keys: tirx.Buffer
     scores: tirx.Buffer
@@ -69,11 +73,11 @@ def emit_attention(k: Anchor) -> None:
         b, head, block = unravel(index, extents)
         first = block * i64(ROW_BLOCK)
         count = tirx.min(k.extent(length) - first, i64(ROW_BLOCK))
-        end = k.extent(extent)
+        offset = bind(k.read("offset")) if k.has("offset") else i64(0)
+        begin, end = _visible(k, offset + first, count, k.extent(extent))
         _run(
             Task(
-                k, tile, (b, head), (b, tirx.truncdiv(head, k.extent(per_group))), first, count,
-                end=tirx.min(end, first + count) if k.node.attrs["causal"] else end,
+                k, tile, (b, head), (b, tirx.truncdiv(head, k.extent(per_group))), first, count, offset, begin, end,
                 keys=local((size, KEY_BLOCK), tile.dtype),
                 scores=local((ROW_BLOCK, KEY_BLOCK), tile.dtype),
                 out=local((ROW_BLOCK, -(-columns // tile.width) * tile.width), tile.dtype),
@@ -83,6 +87,18 @@ def emit_attention(k: Anchor) -> None:
         )  # fmt: skip
 
 
+def _visible(k: Anchor, position: Expr, count: Expr, extent: Expr) -> tuple[Expr, Expr]:
+    """Where the keys begin (rounded down to a block) and end that some of ``count`` queries from ``position`` on see."""
+    if not k.node.attrs["causal"]:
+        return i64(0), extent
+    end = bind(tirx.max(tirx.min(extent, position + count), i64(0)))
+    window = k.node.attrs["window"]
+    if window is None:
+        return i64(0), end
+    first = tirx.max(position - i64(window - 1), i64(0))
+    return bind(tirx.truncdiv(first, i64(KEY_BLOCK)) * i64(KEY_BLOCK)), end
+
+
 def _run(task: Task) -> None:
     k, tile, columns = task.k, task.tile, task.k.dims(V)[3]
     with serial(task.count) as i:
@@ -90,8 +106,8 @@ def _run(task: Task) -> None:
         T.buffer_store(task.total, tirx.const(0, tile.dtype), [i])
         with serial(int(task.out.shape[1]) // tile.width) as part, lanes(tile.width) as j:
             T.buffer_store(task.out, tirx.const(0, tile.dtype), [i, part * i64(tile.width) + j])
-    with serial(ceildiv(task.end, KEY_BLOCK)) as block:
-        start = block * i64(KEY_BLOCK)
+    with serial(tirx.max(ceildiv(task.end - task.begin, KEY_BLOCK), i64(0))) as block:
+        start = task.begin + block * i64(KEY_BLOCK)
         depth = tirx.min(task.end - start, i64(KEY_BLOCK))
         _score(task, start, depth)
         with serial(task.count) as i:
@@ -165,7 +181,7 @@ def _mask(task: Task, start: Expr, i: Expr) -> None:
             at = key if whole else tirx.min(key, extent - i64(1))
             score = _masked(task, task.scores[i, j], task.first + i, at)
             hidden = [] if whole else [key >= task.end]
-            hidden += [key > task.first + i] if task.k.node.attrs["causal"] else []
+            hidden += _out_of_sight(task, key, task.first + i)
             for condition in hidden:
                 score = select(condition, tirx.const(-inf, task.tile.dtype), score)
             T.buffer_store(task.scores, score, [i, j])
@@ -177,13 +193,21 @@ def _mask(task: Task, start: Expr, i: Expr) -> None:
             visible(whole=False)
 
 
+def _out_of_sight(task: Task, key: Expr, query: Expr) -> list[Expr]:
+    """Conditions under which a causal mask hides a key from a query."""
+    attrs = task.k.node.attrs
+    last = task.offset + query
+    ahead = [key > last] if attrs["causal"] else []
+    return ahead if attrs["window"] is None else [*ahead, key <= last - i64(attrs["window"])]
+
+
 def _masked(task: Task, score: Expr, query: Expr, key: Expr) -> Expr:
-    if MASK not in task.k.operands:
+    if not task.k.has("mask"):
         return score
-    dims = task.k.dims(MASK)
+    dims = task.k.dims("mask")
     full = (*task.head, query, key)[4 - len(dims) :]
-    found = task.k.read(MASK, *(i64(0) if dim == 1 else i for i, dim in zip(full, dims, strict=True)))
-    if task.k.operands[MASK].type.dtype.kind == "bool":
+    found = task.k.read("mask", *(i64(0) if dim == 1 else i for i, dim in zip(full, dims, strict=True)))
+    if task.k.operands["mask"].type.dtype.kind == "bool":
         return select(found, score, tirx.const(-inf, task.tile.dtype))
     return score + found
 

@@ -1,8 +1,13 @@
-"""scatter and index_put: a copy of x, then the updates one after another, so that repeated places are well defined."""
+"""scatter and index_put: a copy of x, then the updates one after another, so that repeated places are well defined.
+
+update_slice writes only the update: what it keeps of x is there already.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+
+from tvm import tirx
 
 from coilc.ir import Value
 from coilc.ir import dims as d
@@ -13,7 +18,7 @@ from ..loops import blocks, for_each_task, lanes, vector_loop, whole_axis
 from ..reader import wrapped
 from ..scalar import Expr, bind, decode
 from .anchor import Anchor
-from .loops import serial
+from .loops import serial, when
 
 COMBINE: Mapping[str, Callable[[Expr, Expr], Expr]] = {
     "set": lambda _, new: new,
@@ -62,6 +67,31 @@ def emit_index_put(k: Anchor) -> None:
         _nest(k, rest[:-1], row)
 
     _nest(k, places, update)
+
+
+def emit_update_slice(k: Anchor) -> None:
+    """Write the body of the kernel: x[B.., n, C..], update [B.., m, C..], start; the output holds x."""
+    k.require_no_epilogue()
+    axis, (*outer, last) = k.node.attrs["axis"], k.dims(1)
+    extent = k.extent(k.dims(0)[axis])
+
+    def task(p: Expr) -> None:
+        row = k.kernel.reader.unravel(p, tuple(outer))
+        start = bind(k.read(2))
+
+        def element(j: Expr) -> None:
+            at = [*row, j]
+            k.store(0, [*at[:axis], start + at[axis], *at[axis + 1 :]], k.read(1, *at))
+
+        if axis < len(outer):
+            place = start + row[axis]
+            with when(tirx.all(place >= 0, place < extent)):
+                vector_loop(whole_axis(k.kernel, last), k.target.vector_bits // 32, element)
+        else:
+            with serial(k.extent(last)) as j, when(tirx.all(start + j >= 0, start + j < extent)):
+                element(j)
+
+    for_each_task(k.kernel, d.size(outer), d.size(k.dims(1)), task)
 
 
 def _nest(k: Anchor, dims: Dims, body: Callable[[list[Expr]], None]) -> None:

@@ -79,7 +79,7 @@ from .elementwise import (
     where,
 )  # fmt: skip
 from .fourier import fft, ifft, irfft, rfft
-from .indexing import gather, index_put, scatter, take
+from .indexing import gather, index_put, scatter, take, update_slice
 from .layout import pack_panels
 from .linalg import einsum, linear, matmul, packed_matmul
 from .lti import long_conv, lti_scan

@@ -12,16 +12,18 @@ from ..core import Value
 from ..opdef import BadExample, Example, OpDef
 from ..types import DTYPES, TensorType, bool_
 from . import rules as r
-from .elementwise import add, div, eq, exp, le, maximum, mul, neg, sub, where
+from .elementwise import add, div, eq, exp, le, lt, maximum, mul, neg, sub, where
 from .linalg import matmul
 from .movement import concat, iota, reshape, slice_axis, transpose
 from .precision import in_f32
 from .reduce import max, sum
 
+_OPTIONAL = ("mask", "offset")
+
 
 def _attention(
-    q: TensorType, k: TensorType, v: TensorType, mask: TensorType | None = None,
-    *, scale: float | None = None, causal: bool = False,
+    q: TensorType, k: TensorType, v: TensorType, *rest: TensorType,
+    optional: tuple[str, ...] = (), scale: float | None = None, causal: bool = False, window: int | None = None,
 ) -> TensorType:  # fmt: skip
     batch, heads, length, size = r.ranked("q", q, "BHLE")
     groups, extent = r.ranked("k", k, "BGSE")[1:3]
@@ -32,27 +34,40 @@ def _attention(
     r.shaped("v", v, (batch, groups, extent, v.dims[3]))
     r.divided("H and G", heads, groups)
     r.require(scale is not None or isinstance(size, int), "scale must be given when E is not known")
-    if mask is not None:
-        r.of_kind(r.FLOAT | r.BOOL, mask)
-        r.broadcasts_to("the mask", mask, (batch, heads, length, extent))
+    r.require(window is None or (causal and window >= 1), "a window is at least 1, and of causal attention")
+    given = r.optional_operands(rest, optional, _OPTIONAL)
+    if "mask" in given:
+        r.of_kind(r.FLOAT | r.BOOL, given["mask"])
+        r.broadcasts_to("the mask", given["mask"], (batch, heads, length, extent))
+    if "offset" in given:
+        r.require(causal, "an offset is of causal attention")
+        r.require(given["offset"] == TensorType(DTYPES["i64"], ()), f"offset must be i64[()], not {given['offset']}")
     return q.with_dims((batch, heads, length, v.dims[3]))
 
 
-def _attention_reference(q: Any, k: Any, v: Any, *mask: Any, scale: float | None, causal: bool) -> Any:
+def _attention_reference(
+    q: Any, k: Any, v: Any, *rest: Any, optional: tuple[str, ...], scale: float | None, causal: bool, window: int | None
+) -> Any:
+    given = dict(zip(optional, rest, strict=True))
     k, v = (np.repeat(m, q.shape[1] // m.shape[1], axis=1) for m in (k, v))
     scores = np.einsum("bhle,bhse->bhls", q, k) * (scale or 1 / math.sqrt(q.shape[3]))
     if causal:
-        scores = np.where(np.tri(*scores.shape[2:], dtype=np.bool_), scores, -np.inf)
-    for m in mask:
-        scores = np.where(m, scores, -np.inf) if m.dtype == bool else scores + m
+        behind = np.arange(q.shape[2])[:, None] + given.get("offset", 0) - np.arange(k.shape[2])
+        scores = np.where((behind >= 0) & (behind < (window or np.inf)), scores, -np.inf)
+    if "mask" in given:
+        scores = np.where(mask, scores, -np.inf) if (mask := given["mask"]).dtype == bool else scores + mask
     largest = np.max(scores, -1, keepdims=True)
     e = np.exp(scores - np.where(largest == -np.inf, 0, largest))
     total = np.sum(e, -1, keepdims=True)
     return np.einsum("bhls,bhsf->bhlf", e / np.where(total == 0, 1, total), v)
 
 
-def _attention_by_matmul(q: Value, k: Value, v: Value, *mask: Value, scale: float | None, causal: bool) -> Value:
+def _attention_by_matmul(
+    q: Value, k: Value, v: Value, *rest: Value,
+    optional: tuple[str, ...], scale: float | None, causal: bool, window: int | None,
+) -> Value:  # fmt: skip
     """Heads that share keys are rows of one product, so keys and values are never repeated."""
+    given = dict(zip(optional, rest, strict=True))
     batch, heads, length, size = q.dims
     groups, extent = k.dims[1:3]
     rows = r.divided("H and G", heads, groups) * length
@@ -61,9 +76,13 @@ def _attention_by_matmul(q: Value, k: Value, v: Value, *mask: Value, scale: floa
     scores = reshape(matmul(folded, transpose(k, perm=(0, 1, 3, 2))), dims=(batch, heads, length, extent))
     if causal:
         row, column = (iota(dims=(length, extent), axis=axis, dtype=DTYPES["i64"]) for axis in (0, 1))
+        row = add(row, given["offset"]) if "offset" in given else row
         scores = where(le(column, row), scores, -math.inf)
-    for m in mask:
-        scores = where(m, scores, -math.inf) if m.type.dtype == bool_ else add(scores, m)
+        if window is not None:
+            scores = where(lt(sub(row, column), window), scores, -math.inf)
+    if "mask" in given:
+        mask = given["mask"]
+        scores = where(mask, scores, -math.inf) if mask.type.dtype == bool_ else add(scores, mask)
     weights = reshape(_safe_softmax(scores), dims=(batch, groups, rows, extent))
     return reshape(matmul(weights, v), dims=(batch, heads, length, v.dims[3]))
 
@@ -113,20 +132,25 @@ attention = OpDef(
     aliases={"aten": ("aten.scaled_dot_product_attention.default",)},
     examples=(
         Example(_GROUPED, {"causal": True}),
-        Example((*_GROUPED, "bool[2, 1, 5, 7]"), {"scale": 0.25}),
-        Example((*_GROUPED, "f32[5, 7]"), {}),
-        Example((*_GROUPED, "bool[2, 4, 5, 1]"), {}),
+        Example((*_GROUPED, "bool[2, 1, 5, 7]"), {"scale": 0.25, "optional": ("mask",)}),
+        Example((*_GROUPED, "f32[5, 7]"), {"optional": ("mask",)}),
+        Example((*_GROUPED, "bool[2, 4, 5, 1]"), {"optional": ("mask",)}),
+        Example((*_GROUPED, "i64[()]"), {"optional": ("offset",), "causal": True}, ranges={3: (0, 9)}),
+        Example((*_GROUPED, "bool[7]", "i64[()]"), {"optional": _OPTIONAL, "causal": True, "window": 2}),
         Example(("bf16[1, 1, 1, 17]", "bf16[1, 1, 1, 17]", "bf16[1, 1, 1, 17]"), {}),
     ),
     bad_examples=(
         BadExample(("f32[2, 3, 5, 3]", *_GROUPED[1:]), {}, "3 is not a multiple of 2"),
-        BadExample((*_GROUPED, "bool[7, 5]"), {}, "cannot be broadcast to [2, 4, 5, 7]"),
+        BadExample((*_GROUPED, "bool[7, 5]"), {"optional": ("mask",)}, "cannot be broadcast to [2, 4, 5, 7]"),
+        BadExample((*_GROUPED, "i64[1]"), {"optional": ("offset",), "causal": True}, "offset must be i64[()]"),
+        BadExample(_GROUPED, {"window": 3}, "of causal attention"),
         BadExample((*_GROUPED[:2], "f32[2, 2, 6, 1]"), {}, "v must have dims [2, 2, 7, 1]"),
     ),
     doc=(
         "softmax(scale * q k^T + mask) v for q [B, H, L, E], k [B, G, S, E], v [B, G, S, F]; head h uses group "
-        "h // (H // G). causal lets row i see columns up to i. A row that sees nothing is 0. scale defaults to "
-        "1 / sqrt(E)."
+        "h // (H // G). causal lets row i see columns up to offset + i (offset is 0 if not given), with a window only the "
+        "last so many of these. mask is added, or hides where it is false. A row that sees nothing is 0. scale defaults "
+        "to 1 / sqrt(E)."
     ),
 )
 rotary = OpDef(

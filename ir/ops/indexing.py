@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..opdef import MOVEMENT, BadExample, Example, OpDef
-from ..types import TensorType
+from .. import dims as d
+from ..opdef import IN_PLACE, MOVEMENT, BadExample, Example, OpDef
+from ..types import DTYPES, TensorType
 from . import rules as r
 
 _ADD_UP = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -61,6 +62,23 @@ def _index_put(x: TensorType, updates: TensorType, *indices: TensorType, accumul
     r.require(len({i.dims for i in indices}) == 1, "indices must have equal dims; broadcast first")
     r.shaped("updates", updates, (*indices[0].dims, *x.dims[len(indices) :]))
     return x
+
+
+def _update_slice(x: TensorType, update: TensorType, start: TensorType, *, axis: int) -> TensorType:
+    r.same_dtype(x, update)
+    r.axis_of(x, axis)
+    r.ranked("update", update, (str(dim) for dim in x.dims))
+    r.shaped("update", update, r.replace_dim(x, axis, update.dims[axis]).dims)
+    r.require(start == TensorType(DTYPES["i64"], ()), f"start must be i64[()], not {start}")
+    return x
+
+
+def _update_slice_reference(x: Any, update: Any, start: Any, *, axis: int) -> Any:
+    result, at = np.moveaxis(np.array(x), axis, 0), int(start)
+    first, last = max(at, 0), min(at + update.shape[axis], len(result))
+    if first < last:
+        result[first:last] = np.moveaxis(update, axis, 0)[first - at : last - at]
+    return np.moveaxis(result, 0, axis)
 
 
 take = OpDef(
@@ -121,4 +139,21 @@ index_put = OpDef(
         BadExample(("f32[5]", "f32[4]", "i64[4]", "i64[4]"), {}, "2 index operands for rank 1"),
     ),
     doc="x with x[indices[0][i], indices[1][i], ...] set to, or increased by, updates[i].",
+)
+update_slice = OpDef(
+    "update_slice",
+    infer=_update_slice,
+    reference=_update_slice_reference,
+    flops=lambda x, update, *_, **__: d.size(update.dims),
+    traits=frozenset({IN_PLACE}),
+    examples=(
+        Example(("f32[2, 7, 3]", "f32[2, 2, 3]", "i64[()]"), {"axis": 1}, ranges={2: (0, 5)}),
+        Example(("f32[5]", "f32[3]", "i64[()]"), {"axis": 0}, ranges={2: (-3, 4)}),
+        Example(("bf16[1, 4]", "bf16[1, 1]", "i64[()]"), {"axis": 1}, ranges={2: (0, 3)}),
+    ),
+    bad_examples=(
+        BadExample(("f32[2, 7]", "f32[3, 2]", "i64[()]"), {"axis": 1}, "update must have dims [2, 2]"),
+        BadExample(("f32[7]", "f32[2]", "i32[()]"), {"axis": 0}, "start must be i64[()]"),
+    ),
+    doc="x with ``x[start : start + n]`` along axis replaced by update; what would lie outside x is dropped.",
 )

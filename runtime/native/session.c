@@ -272,7 +272,8 @@ static int patch_args(binding *binding, const coil_entry *entry, const void *con
 static int execute(coil_session *session, const plan_call *call, const kernel_arg *args) {
     kernel_arg ignored = {0};
     if (!call->kernel) {
-        memcpy((void *)(uintptr_t)args[1].value.pointer, args[0].value.pointer, (size_t)args[2].value.integer);
+        void *to = (void *)(uintptr_t)args[1].value.pointer;
+        if (to != args[0].value.pointer) memcpy(to, args[0].value.pointer, (size_t)args[2].value.integer);
         return COIL_OK;
     }
     if (!call->kernel(NULL, args, call->count, &ignored)) return COIL_OK;

@@ -73,7 +73,12 @@ def _conv_transpose(x: torch.Tensor, w: torch.Tensor, *_: Any, **a: Any) -> torc
     return torch.convolution(x, w, None, a["strides"], low, a["dilation"], True, a["output_padding"], a["groups"])
 
 
-def _attention(q: Any, k: Any, v: Any, mask: Any = None, *, scale: float | None, causal: bool) -> torch.Tensor:
+def _attention(
+    q: Any, k: Any, v: Any, *rest: Any, optional: tuple[str, ...], scale: float | None, causal: bool, window: int | None
+) -> torch.Tensor | None:
+    if "offset" in optional or window is not None:
+        return None
+    mask = rest[0] if rest else None
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
 
 

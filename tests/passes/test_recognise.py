@@ -161,7 +161,7 @@ def test_attention(check: Check) -> None:
             v1: f32[B, 2, L, 8] = reshape(v0, dims=(B, 2, L, 8))
             v2: f32[B, 2, 1, L, 8] = reshape(v, dims=(B, 2, 1, L, 8))
             v3: f32[B, 2, L, 8] = reshape(v2, dims=(B, 2, L, 8))
-            v4: f32[B, 4, L, 8] = attention(q, v1, v3, m, scale=0.25, causal=False)
+            v4: f32[B, 4, L, 8] = attention(q, v1, v3, m, optional=("mask",), scale=0.25, causal=False, window=None)
             return {"y": v4}
         """,
     )

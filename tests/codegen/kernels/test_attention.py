@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from .harness import Compiled
@@ -11,13 +12,17 @@ PLAIN = """def kernel(q: f32[B, {h}, L, {e}], k: f32[B, {g}, S, {e}], v: f32[B, 
     return {{"o": o}}
 """
 MASKED = """def kernel(q: f32[B, 2, L, 5], k: f32[B, 1, S, 5], v: f32[B, 1, S, 33], mask: {type}):
-    o = attention(q, k, v, mask, scale=0.25, causal=False)
+    o = attention(q, k, v, mask, optional=("mask",), scale=0.25, causal=False)
     return {{"o": o}}
 """
 DECODING = """def kernel(q: f32[B, 4, 1, 64], k: f32[B, 2, S, 64], v: f32[B, 2, S, 64], gate: f32[B, 4, 1, 64]):
     o = attention(q, k, v, causal=False)
     y = mul(o, gate)
     return {"y": y}
+"""
+CACHED = """def kernel(q: f32[B, 4, L, 8], k: f32[B, 2, S, 8], v: f32[B, 2, S, 5], seen: bool[S], offset: i64[()]):
+    o = attention(q, k, v, seen, offset, optional=("mask", "offset"), causal=True, window={window})
+    return {{"o": o}}
 """
 HALF = """def kernel(q: bf16[B, 2, L, 16], k: bf16[B, 2, L, 16], v: bf16[B, 2, L, 16]):
     o = attention(q, k, v, causal=True)
@@ -39,6 +44,15 @@ def test_masks(type_: str) -> None:
     kernel = Compiled(MASKED.format(type=type_))
     for batch, length, keys in SIZES:
         kernel.check_random(B=batch, L=length, S=keys)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 100])
+def test_a_window_that_ends_at_an_offset(window: int | None) -> None:
+    kernel = Compiled(CACHED.format(window=window))
+    for batch, length, keys in ((1, 1, 1), (2, 1, 70), (1, 7, 200), (2, 70, 130)):
+        *arrays, _ = kernel.draw(0, {}, {"B": batch, "L": length, "S": keys})
+        for offset in (0, 1, 6, 63, 200):
+            kernel.check(*arrays, np.array(offset))
 
 
 def test_decoding_with_an_epilogue() -> None:

@@ -19,6 +19,7 @@ from coilc.ir.types import type_of
 
 from .aten import Call, dtype_from
 from .locations import location_of
+from .scalars import scalar
 from .symbols import symbols_of
 from .table import IGNORED, row_of
 
@@ -148,7 +149,9 @@ class _Converter:
         fake = node.meta.get("val")
         if isinstance(fake, torch.SymInt | int) and not isinstance(fake, bool):
             return self.symbols.dim(fake)
-        if isinstance(fake, torch.SymBool | torch.SymFloat | bool) or str(node.target) in IGNORED:
+        if isinstance(fake, torch.SymFloat):
+            return scalar(self.symbols, fake.node.expr)
+        if isinstance(fake, torch.SymBool | bool) or str(node.target) in IGNORED:
             return None
         args, kwargs = torch.fx.map_arg((node.args, dict(node.kwargs)), lambda n: env[n])
         if node.target is operator.getitem:

@@ -18,6 +18,7 @@ from .lower_complex import lower_complex
 from .pack_weights import pack_weights
 from .pipeline import pipeline, run_pipeline
 from .plan_memory import MemoryPlan, plan_memory
+from .reassociate_products import reassociate_products
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_convolutions import recognise_convolutions
@@ -43,6 +44,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "hoist_invariants": hoist_invariants,
     "lower_complex": lower_complex,
     "pack_weights": partial(pack_weights, panel=32, claims={"packed_matmul"}),
+    "reassociate_products": reassociate_products,
     "recognise_activations": recognise_activations,
     "recognise_attention": recognise_attention,
     "recognise_convolutions": recognise_convolutions,
@@ -66,7 +68,7 @@ __all__ = [
     "PASSES", "Event", "Machine", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions",
     "choose_algorithms", "classify_kernels", "classify_scans", "decompose", "describe_choices", "explain",
     "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "no", "on",
-    "pack_weights", "pipeline", "plan_memory", "recognise_activations", "recognise_attention",
+    "pack_weights", "pipeline", "plan_memory", "reassociate_products", "recognise_activations", "recognise_attention",
     "recognise_convolutions", "recognise_long_convs", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
 ]  # fmt: skip

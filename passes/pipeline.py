@@ -20,6 +20,7 @@ from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
 from .lower_complex import lower_complex
 from .pack_weights import pack_weights
+from .reassociate_products import reassociate_products
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_convolutions import recognise_convolutions
@@ -60,6 +61,7 @@ def pipeline(
                 recognise_activations,
                 classify_scans,
                 recognise_attention,
+                reassociate_products,
                 recognise_convolutions,
                 sink_transposes,
                 recognise_convolutions,

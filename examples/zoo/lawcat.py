@@ -76,10 +76,10 @@ class LAWCAT(nn.Module):
 
 HOLDS = {"gated_linear_attention": 1, "linear_scan": 1, "causal_conv1d": 2, "scan": 0}
 CAUSAL = True
-LENGTHS = ()
-TOKENS = 11
+LENGTHS = (1, 2, 29)
+EXPORT = {"lengths": (7, 11)}
 
 
 def build() -> tuple[nn.Module, tuple[Tensor, ...], dict, dict]:
     torch.manual_seed(0)
-    return LAWCAT().eval(), (torch.randn(2, 11, 24),), {}, {"x": {0: "B"}}
+    return LAWCAT().eval(), (torch.randn(2, 11, 24),), {}, {"x": {0: "B", 1: "L"}}

@@ -71,10 +71,10 @@ class Mamba(nn.Module):
 
 HOLDS = {"selective_scan": 2, "causal_conv1d": 2}
 CAUSAL = True
-LENGTHS = ()
-TOKENS = 7
+LENGTHS = (1, 2, 29)
+EXPORT = {"lengths": (7, 11)}
 
 
 def build() -> tuple[nn.Module, tuple[Tensor, ...], dict, dict]:
     torch.manual_seed(0)
-    return Mamba().eval(), (torch.randn(2, 7, 20),), {}, {"x": {0: "B"}}
+    return Mamba().eval(), (torch.randn(2, 7, 20),), {}, {"x": {0: "B", 1: "L"}}

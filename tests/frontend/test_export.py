@@ -62,6 +62,8 @@ DYNAMIC: dict[str, tuple[Callable[..., Any], int]] = {
     "every second": (lambda x: x[:, ::2], 2),
     "half the length": (lambda x: x[:, : (x.shape[1] + 1) // 2], 2),
     "scale by the length": (lambda x: x / x.shape[1] + x.numel(), 2),
+    "scale by a power of the length": (lambda x: x * (0.3 / x.shape[1]) ** 0.5 + 1 / x.shape[0], 2),
+    "divide by the root of the length": (lambda x: x / torch.sym_sqrt(x.shape[1] + 1), 2),
     "softmax over the length": (lambda x: x.softmax(1), 2),
     "cumsum": (lambda x: x.cumsum(1), 2),
     "outer product over time": (lambda x: x @ x.transpose(1, 2), 2),

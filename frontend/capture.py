@@ -10,18 +10,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from functools import partial
+from importlib import import_module
+from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+import torch._higher_order_ops.utils as hop
 from torch import Tensor
+from torch._dynamo.exc import InternalTorchDynamoError
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from coilc.ir import InputError
 
 from . import recurrence_ops as rec
 
 Function = Callable[..., Any]
+
+# As attributes of their package these names are the functions in them.
+associative = import_module("torch._higher_order_ops.associative_scan")
+scan = import_module("torch._higher_order_ops.scan")
 
 
 def selective_scan_fn(
@@ -221,6 +230,54 @@ def _same_extent(a: object, b: object) -> bool:
     return str(a) == str(b)  # comparing symbolic sizes would add a guard
 
 
+def associative_scan(
+    combine_fn: Function, xs: Any, dim: int, reverse: bool = False, combine_mode: str = "pointwise"
+) -> Any:
+    """torch's, as one op in every mode: its mode for CPUs writes out a tree, whose shape fixes the length.
+
+    torch has that op for pointwise functions alone; others become its ``scan``, whose first step takes
+    the element as it is.
+    """
+    leaves, structure = pytree.tree_flatten(xs)
+    axis = dim % leaves[0].dim()
+    leaves = [x.movedim(axis, 0) for x in leaves]
+    leaves = [x.flip([0]) for x in leaves] if reverse else leaves
+    combine = partial(associative.wrap_combine_fn_flat, combine_fn=combine_fn, spec=structure, num_leaves=len(leaves))
+
+    def run(combine: Function, elements: list[Tensor]) -> Any:
+        return associative.associative_scan_op(combine, elements, additional_inputs=())
+
+    def step(before: tuple[Tensor, ...], element: list[Tensor]) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+        first, *done = before
+        combined = pytree.tree_leaves(combine(*done, *element))
+        after = [torch.where(first, x, y) for x, y in zip(element, combined, strict=True)]
+        return (torch.zeros_like(first), *after), [y.clone() for y in after]
+
+    try:
+        results = pytree.tree_leaves(hop._maybe_compile_and_run_fn(run, combine, leaves))
+    except (InternalTorchDynamoError, RuntimeError):  # not pointwise
+        start = (torch.ones((), dtype=torch.bool), *(x.new_zeros(x.shape[1:]) for x in leaves))
+        _, results = scan.scan(step, start, leaves)
+    results = [y.flip([0]) for y in results] if reverse else results
+    return pytree.tree_unflatten([y.movedim(0, axis) for y in results], structure)
+
+
+def compile_anew(
+    function: FunctionType, args: Any, kwargs: Any = None, *, compile: Function = hop._hop_compile_and_call
+) -> Any:
+    """How torch traces what it gives to a higher-order op, without what it remembers of such functions.
+
+    Having traced one with a static size, it would fix the size of the next one too.
+    """
+    code, names = function.__code__.replace(), function.__globals__
+    fresh = FunctionType(code, names, function.__name__, function.__defaults__, function.__closure__)
+    return compile(fresh, args, kwargs)
+
+
+# Functions of torch, wherever a model's file has them under whatever name.
+TORCH_HOOKS: Mapping[Function, Function] = {associative.associative_scan: associative_scan}
+
+
 @contextmanager
 def capture(module: torch.nn.Module, given: Collection[str] = ()) -> Iterator[None]:
     """Replace the known functions in every Python module that defines a class of ``module``.
@@ -229,7 +286,8 @@ def capture(module: torch.nn.Module, given: Collection[str] = ()) -> Iterator[No
         given: names of the arguments that the user passes; explicit ``position_ids`` may hold packed sequences.
     """
     masks = sys.modules.get("transformers.masking_utils")
-    rows = [(home, HOOKS) for home in _homes(module)]
+    rows: list[tuple[ModuleType, Mapping[str, Function]]] = [(home, HOOKS) for home in _homes(module)]
+    rows.append((hop, {"_hop_compile_and_call": compile_anew}))
     if masks is not None and "position_ids" not in given:
         rows.append((masks, MASK_HOOKS))
     for part in module.modules():
@@ -237,6 +295,9 @@ def capture(module: torch.nn.Module, given: Collection[str] = ()) -> Iterator[No
             part, "_rescale_layers"
         ):  # transformers' RwkvModel scales its weights when it first runs in eval mode
             part._rescale_layers()
+    for home in (*_homes(module), associative):
+        found = {name: value for name, value in vars(home).items() if isinstance(value, FunctionType)}
+        rows.append((home, {name: TORCH_HOOKS[value] for name, value in found.items() if value in TORCH_HOOKS}))
     saved: list[tuple[ModuleType, str, Any]] = []
     try:
         for home, hooks in rows:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -15,13 +16,29 @@ from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
 from coilc.ir import CoilError, Graph, Location, Module, TensorType, UnsupportedError, Value, at, literal, ops
+from coilc.ir.location import current_location
 from coilc.ir.types import type_of
 
 from .aten import Call, dtype_from
+from .higher_order import HIGHER_ORDER
 from .locations import location_of
 from .scalars import scalar
 from .symbols import symbols_of
 from .table import IGNORED, row_of
+
+
+@dataclass
+class Scope:
+    """The graph or loop body under construction.
+
+    Attributes:
+        captured: values of the graph around it that it reads, and its inputs for them.
+        conditions: booleans of its own that must all be true for what is being converted to run in the model.
+    """
+
+    captured: dict[Value, Value] = field(default_factory=dict)
+    conditions: list[Value] = field(default_factory=list)
+
 
 _SMALL = 16  # elements; a constant tensor up to this size stands in the graph, a larger one in the weight table
 
@@ -33,7 +50,7 @@ def convert(program: ExportedProgram, names: Mapping[str, str]) -> Module:
         names: torch's symbol names to the user's.
     """
     _refuse_mutation(program)
-    return _Converter(program, names).module()
+    return Converter(program, names).module()
 
 
 def _refuse_mutation(program: ExportedProgram) -> None:
@@ -53,12 +70,14 @@ def _refuse_mutation(program: ExportedProgram) -> None:
             )
 
 
-class _Converter:
+class Converter:
     def __init__(self, program: ExportedProgram, names: Mapping[str, str]) -> None:
         self.program = program
         self.weights: dict[str, np.ndarray] = {}
         self.shared: dict[tuple[Any, ...], str] = {}
         self.refused: list[tuple[str, Location | None]] = []
+        self.scopes = [Scope()]
+        self.around: list[Location | None] = []  # of the higher-order ops whose blocks are being converted
         self.inputs = self._input_names()
         fakes = {
             self.inputs[n.name]: n.meta["val"]
@@ -115,6 +134,47 @@ class _Converter:
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
+    def inline(self, block: GraphModule, operands: Sequence[Any], condition: Value | None = None) -> Any:
+        """What a block of a higher-order op returns, computed in the open graph; it runs if ``condition`` is true."""
+        conditions = self.scopes[-1].conditions
+        conditions += [] if condition is None else [condition]
+        results = self.block(block, dict(zip(block.graph.find_nodes(op="placeholder"), operands, strict=True)))
+        del conditions[len(conditions) - (condition is not None) :]
+        return results
+
+    def body(
+        self, name: str, block: GraphModule, types: Sequence[TensorType], rest: Sequence[Any]
+    ) -> tuple[Graph, list[Value]]:
+        """A block as the body of a loop, over inputs of these types and ``rest``.
+
+        Returns the body, and the values that the loop takes as its last operands, for the inputs of the body after
+        ``types``: those of ``rest`` (dims are no inputs), and what the block reads from outside.
+        """
+        inputs = [ops.input_(name=f"x{i}", type=type_) for i, type_ in enumerate(types)]
+        self.scopes.append(Scope())
+        operands = [*inputs, *(self.capture(x) if isinstance(x, Value) else x for x in rest)]
+        results = self.inline(block, operands)
+        captured = self.scopes.pop().captured
+        outputs = tuple((f"r{i}", value) for i, value in enumerate(pytree.tree_leaves(results)))
+        for _, value in outputs:
+            if not isinstance(value, Value):
+                raise UnsupportedError("a loop that returns a number; make it a tensor", ())
+        return Graph(name, (*inputs, *captured.values()), outputs), list(captured)
+
+    def capture(self, value: Value, scope: int = -1) -> Value:
+        """The input of an open body for a value of the graph around it."""
+        captured = self.scopes[scope].captured
+        return captured.setdefault(value, ops.input_(name=f"c{len(captured)}", type=value.type))
+
+    def condition(self) -> Value | None:
+        """Whether the model runs what is being converted, as a value of the open graph; ``None``: always."""
+        found: Value | None = None
+        for level, scope in enumerate(self.scopes):
+            found = found and self.capture(found, level)
+            for value in scope.conditions:
+                found = value if found is None else ops.logical_and(found, value)
+        return found
+
     def block(self, graph_module: GraphModule, env: dict[Node, Any]) -> Any:
         """Convert a graph; its placeholders are in ``env``. Returns what its output node holds."""
         needed = _needed(graph_module)
@@ -131,10 +191,18 @@ class _Converter:
         owner: Any = graph_module
         for part in target.split("."):
             owner = getattr(owner, part)
-        return self.weight(target, owner) if isinstance(owner, torch.Tensor) else owner
+        if not isinstance(owner, torch.Tensor):
+            return owner
+        value = self.weight(target, owner)
+        if value.op is ops.weight:
+            for level in range(1, len(self.scopes)):
+                value = self.capture(value, level)
+        return value
 
     def call(self, node: Node, env: dict[Node, Any]) -> Any:
         location = location_of(node)
+        if self.around:  # a block's names are its own
+            location = (location and location.interior()) or self.around[-1]
         with at(location and location.interior()):
             try:
                 result = self.result(node, env)
@@ -168,13 +236,14 @@ class _Converter:
         return tuple(self.type_of(t) for t in pytree.tree_leaves(fake) if isinstance(t, torch.Tensor))
 
     def higher_order(self, node: Node, args: Any) -> Any:
-        """Blocks that only set a mode are converted in place."""
-        rule: Callable[[Any], tuple[GraphModule, Any]] | None = _MODES.get(str(node.target))
+        rule = HIGHER_ORDER.get(str(node.target))
         if rule is None:
             raise UnsupportedError(f"higher-order op {node.target}", ())
-        body, operands = rule(args)
-        inner = body.graph.find_nodes(op="placeholder")
-        return self.block(body, dict(zip(inner, operands, strict=True)))
+        self.around.append(current_location())
+        try:
+            return rule(self, args)
+        finally:
+            self.around.pop()
 
     def refuse(self, node: Node, why: str, location: Location | None) -> Any:
         """Remember the node, and go on with made-up values of its type so that later nodes are looked at too."""
@@ -220,12 +289,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.dtype):
         return dtype_from(value)
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-_MODES: Mapping[str, Callable[[Any], tuple[GraphModule, Any]]] = {
-    "wrap_with_set_grad_enabled": lambda args: (args[1], args[2:]),
-    "wrap_with_autocast": lambda args: (args[4], args[5:]),
-}
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:

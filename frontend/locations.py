@@ -65,7 +65,7 @@ def _frames_of_model(_: TracerBase, stack: StackSummary) -> StackSummary:
 def _is_users(file: str) -> bool:
     path = os.path.realpath(file)
     theirs = (_TORCH + os.sep, _OURS + os.sep, _SYMPY + os.sep)
-    return not path.startswith(theirs) and not file.startswith("<eval_with_key>")
+    return not path.startswith(theirs) and not file.startswith("<")  # "<string>": code that torch generated
 
 
 @cache
@@ -82,7 +82,7 @@ def location_of_error(traceback: TracebackType | None) -> tuple[Location | None,
     found: tuple[Location | None, str] = (None, "")
     while traceback is not None:
         file, line = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
-        if _is_users(file) and not file.startswith("<"):
+        if _is_users(file):
             found = Location(_short(file), line), linecache.getline(file, line).strip()
         traceback = traceback.tb_next
     return found

@@ -21,6 +21,7 @@ from . import (  # noqa: F401  (importing a file enters its rows)
     aten_reduce,
 )
 from .aten import TABLE, Row, register_elementwise
+from .higher_order import HIGHER_ORDER
 
 register_elementwise()
 
@@ -41,7 +42,9 @@ def is_convertible(program: torch.export.ExportedProgram) -> bool:
 
     Decomposing traces the program twice more, which takes longer than exporting it.
     """
-    return all(_is_convertible(node) for node in program.graph.nodes if node.op == "call_function")
+    blocks = (part for part in program.graph_module.modules() if isinstance(part, torch.fx.GraphModule))
+    nodes = (node for block in blocks for node in block.graph.nodes if node.op == "call_function")
+    return all(map(_is_convertible, nodes))
 
 
 def _is_convertible(node: torch.fx.Node) -> bool:
@@ -50,6 +53,8 @@ def _is_convertible(node: torch.fx.Node) -> bool:
     ):
         return True
     name = str(node.target)
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return name in HIGHER_ORDER
     if name in TABLE and isinstance(node.target, torch._ops.OpOverload):
         return not node.target._schema.is_mutable or name in _HARMLESS
     return name in IGNORED

@@ -54,7 +54,7 @@ class Prepared:
         )
         for node in self.graph.nodes:
             if node.op.name == "weight":
-                self.memory[node.results[0]] = module.weights[node.attrs["name"]]
+                self.memory[node.results[0]] = np.ascontiguousarray(module.weights[node.attrs["name"]])
             elif node.op.name == "reshape":
                 self.memory[node.results[0]] = self.memory[node.inputs[0]].reshape(self._shape(node.results[0]))
             elif node.op.name == "fused":

@@ -18,7 +18,21 @@ from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 Path = tuple[Node, ...]  # the scans around a value: bodies share input nodes of equal name and type
 Axis = tuple[Path, Value, int]
 Link = tuple[int, int, int, int]  # operand, its axis, result, its axis
-Cut = tuple[Dim, Mapping[Value, tuple[int, ...]]]  # a dim that tasks have apart, and the axes that are it
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A dim that tasks have apart.
+
+    Attributes:
+        extent: of the whole.
+        rows: of a task's part: 1, or a symbol of at most ``ROWS``.
+        axes: the axes of inputs and results of the body that are this dim.
+    """
+
+    extent: Dim
+    rows: Dim
+    axes: Mapping[Value, tuple[int, ...]]
 
 
 @dataclass
@@ -56,7 +70,7 @@ class Classes:
         """The axes of a value that belong to a class."""
         return (a for a in range(value.type.rank) if self.find((path, value, a)) == root)
 
-    def narrow(self, root: Axis, extent: int) -> tuple[Graph, Mapping[Value, Value]]:
+    def narrow(self, root: Axis, extent: Dim) -> tuple[Graph, Mapping[Value, Value]]:
         """The body with every axis of a class of this extent, and what each value has become."""
         return self._narrowed(self.body, (), root, extent)
 
@@ -114,7 +128,7 @@ class Classes:
 
     # --- narrowing ----------------------------------------------------------------------------------------------------
 
-    def _narrowed(self, body: Graph, path: Path, root: Axis, extent: int) -> tuple[Graph, Mapping[Value, Value]]:
+    def _narrowed(self, body: Graph, path: Path, root: Axis, extent: Dim) -> tuple[Graph, Mapping[Value, Value]]:
         mapping: dict[Value, Value] = {}
         for node in body.nodes:
             attrs = {name: self._attr(node, name, value, path, root, extent) for name, value in node.attrs.items()}
@@ -124,7 +138,7 @@ class Classes:
         outputs = tuple((name, mapping[v]) for name, v in body.outputs)
         return Graph(body.name, tuple(mapping[v] for v in body.inputs), outputs), mapping
 
-    def _attr(self, node: Node, name: str, value: Any, path: Path, root: Axis, extent: int) -> Any:
+    def _attr(self, node: Node, name: str, value: Any, path: Path, root: Axis, extent: Dim) -> Any:
         if isinstance(value, Graph):
             return self._narrowed(value, (*path, node), root, extent)[0]
         if name not in ("dims", "stops", "type"):
@@ -138,28 +152,47 @@ class Classes:
 # --- what tasks have apart --------------------------------------------------------------------------------------------
 
 
-def narrowed(body: Graph, carries: int) -> tuple[Graph, list[Cut], Mapping[Value, Value]]:
-    """The body for one index of each independent symbolic dim, and what each value became."""
+def narrowed(body: Graph, carries: int, rows: Dim = 1) -> tuple[Graph, list[Cut], Mapping[Value, Value]]:
+    """The body as a task sees it, where the tasks are, and what each value became.
+
+    Args:
+        rows: extent of a dim whose indices read the same matrix (``shares_a_matrix``); of all others, a task has one index.
+    """
     cuts: list[Cut] = []
     inside = body
     became = {v: v for node in body.nodes for v in node.results}
-    while (found := _next_cut(Classes.of(inside, carries))) is not None:
-        classes, root, inside, mapping = found
+    while (found := _next_cut(Classes.of(inside, carries), rows)) is not None:
+        classes, root, part, inside, mapping = found
         ends = (*body.inputs, *body.results)
-        cuts.append((root[1].dims[root[2]], {v: tuple(classes.axes(became[v], root)) for v in ends}))
+        axes = {v: tuple(classes.axes(became[v], root)) for v in ends}
+        cuts.append(Cut(root[1].dims[root[2]], part, axes))
         became = {v: mapping[part] for v, part in became.items()}
     return inside, cuts, became
 
 
-def _next_cut(classes: Classes) -> tuple[Classes, Axis, Graph, Mapping[Value, Value]] | None:
+def _next_cut(classes: Classes, rows: Dim) -> tuple[Classes, Axis, Dim, Graph, Mapping[Value, Value]] | None:
     """A class of symbolic extent along which every value that cannot be local has its part in one piece."""
     for root, extent in classes.independent().items():
-        if not isinstance(extent, int):
-            inside, mapping = classes.narrow(root, 1)
-            stored = [v for v, part in mapping.items() if not isinstance(part.type.size, int)]
-            if all(v.dims[:axis] == (1,) * axis for v in stored for axis in classes.axes(v, root)):
-                return classes, root, inside, mapping
+        if isinstance(extent, int) or extent == rows:
+            continue
+        inside, mapping = classes.narrow(root, 1)
+        stored = [v for v, part in mapping.items() if not isinstance(part.type.size, int)]
+        if not all(v.dims[:axis] == (1,) * axis for v in stored for axis in classes.axes(v, root)):
+            continue
+        if rows == 1 or stored or not shares_a_matrix(classes, root):
+            return classes, root, 1, inside, mapping
+        return classes, root, rows, *classes.narrow(root, rows)
     return None
+
+
+def shares_a_matrix(classes: Classes, root: Axis) -> bool:
+    """Whether some product has the class among the rows of its left operand only: doing many rows reads the right one once."""
+    for node in classes.body.nodes:
+        if node.op in (ops.matmul, ops.packed_matmul):
+            x, w = ({*classes.axes(v, root)} for v in node.inputs)
+            if x and not w:
+                return True
+    return False
 
 
 def carries_in_results(node: Node) -> list[int]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
-from coilc.ir import Graph, Module, Node, Value, ops
+from coilc.ir import Dim, Graph, Module, Node, Value, ops
 
 from .build_bodies import Schedule
 from .fuse_groups import group
@@ -57,10 +57,10 @@ class Step:
         return next((i for i in range(carries) if self.results[i] == value and self.unread(i)), None)
 
 
-def schedule_step(node: Node) -> Step:
-    """The step of a scan."""
+def schedule_step(node: Node, rows: Dim = 1) -> Step:
+    """The step of a scan; ``rows`` as in ``narrowed``."""
     original: Graph = node.attrs["body"]
-    body, cuts, became = narrowed(original, node.attrs["carries"])
+    body, cuts, became = narrowed(original, node.attrs["carries"], rows)
     results = tuple(dict.fromkeys(body.results))
     unique = replace(body, outputs=tuple((f"r{i}", v) for i, v in enumerate(results)))
     schedule = Schedule(unique, group(unique))

@@ -20,11 +20,12 @@ from coilc.passes.schedule_steps import Step, schedule_step
 
 from ..kernel import Kernel
 from ..loops import vector_loop, whole_axis
-from ..reader import Indices, StepReader, View, store_element
-from ..scalar import Expr, storage_dtype
+from ..reader import Indices, Reader, StepReader, View, store_element
+from ..scalar import Expr, bind, storage_dtype
 from .anchor import Anchor
-from .loops import i64, local, parallel, product, serial, unravel
+from .loops import ceildiv, i64, local, parallel, product, serial, unravel
 
+ROWS = 8  # that a task takes through a product with a matrix that all rows share
 VECTORS = 2  # registers per vector of a copy
 
 Starts = Mapping[int, Expr]  # where a task's part of a value begins on an axis; zero on the others
@@ -72,28 +73,53 @@ def _shifted(indices: Indices, starts: Starts) -> list[Expr]:
 
 
 def emit_step_by_step(k: Anchor) -> None:
-    """Write the body of the kernel: one task per index of the dims that tasks have apart."""
-    original: Graph = k.node.attrs["body"]
-    step = schedule_step(k.node)
-    extents = [k.extent(extent) for extent, _ in step.cuts] or [i64(1)]
+    """Write the body of the kernel: a task has one index of every dim that tasks have apart, or some rows of a product."""
+    rows = d.symbol(f"rows{len(k.kernel.reader.dims)}")
+    step = schedule_step(k.node, rows)
+    block = next((cut for cut in step.cuts if cut.rows == rows), None)
+    if block is None:
+        return _emit(k, step)
+    with T.If(k.extent(block.extent) > i64(1)):
+        with T.Then():
+            _emit(k, step, rows)
+        with T.Else():
+            _emit(k, schedule_step(k.node))
+
+
+def _emit(k: Anchor, step: Step, rows: d.SymDim | None = None) -> None:
+    """All tasks of one form of the step."""
+    body: Graph = k.node.attrs["body"]
+    extents = [ceildiv(k.extent(cut.extent), 1 if cut.rows == 1 else ROWS) for cut in step.cuts] or [i64(1)]
     with parallel(product(extents)) as task:
         indices = unravel(task, extents)
+        firsts = [i if cut.rows == 1 else i * i64(ROWS) for cut, i in zip(step.cuts, indices, strict=False)]
+        cuts = list(zip(step.cuts, firsts, strict=True))
 
         def starts(value: Value) -> Starts:
-            return {a: at for (_, axes), at in zip(step.cuts, indices, strict=False) for a in axes[value]}
+            return {axis: first for cut, first in cuts for axis in cut.axes[value]}
 
-        part = Part(k, [starts(v) for v in original.inputs], [starts(v) for v in original.results])
-        Steps(part, step).emit()
+        dims = dict(k.kernel.reader.dims)
+        for cut, first in cuts:
+            if cut.rows == rows:
+                dims[str(rows)] = bind(tirx.min(k.extent(cut.extent) - first, i64(ROWS)))
+        part = Part(k, [starts(v) for v in body.inputs], [starts(v) for v in body.results])
+        Steps(part, step, dims, {str(rows): (1, ROWS)}).emit()
 
 
 class Steps:
-    """The code of one part: the carries, and in a serial loop the kernels of the step."""
+    """The code of one part: the carries, and in a serial loop the kernels of the step.
 
-    def __init__(self, part: Part, step: Step) -> None:
-        self.part, self.k, self.step = part, part.k, step
+    Args:
+        dims: for each symbol, an int64 expression, that of rows included.
+        ranges: of the symbol of rows.
+    """
+
+    def __init__(self, part: Part, step: Step, dims: Mapping[str, Expr], ranges: Mapping[str, tuple[int, int]]) -> None:
+        self.part, self.k, self.step, self.ranges = part, part.k, step, ranges
+        self.inside = Kernel(step.graph, part.k.target, Reader(step.graph, {}, dims), ())
 
     def emit(self) -> None:
-        step, carries, dims = self.step, self.part.carries, self.k.kernel.reader.dims
+        step, carries, dims = self.step, self.part.carries, self.inside.reader.dims
         states = {i: v for i, v in enumerate(step.body.inputs[:carries]) if not step.unread(i)}
         memory = {v: self._memory(v, i) for i, v in states.items()}
         kept = {v: self._memory(v, step.result_for(v, carries)) for v in step.kept}
@@ -109,7 +135,7 @@ class Steps:
                 self._copy(value, kept[step.results[i]], memory[value])
         reader = StepReader(step.graph, memory, {}, dims)
         for i, value in states.items():
-            if isinstance(value.type.size, int):
+            if self._local_size(value) is not None:
                 self._for_each(value, partial(self._store, i, None, value, reader))
 
     # --- memory -------------------------------------------------------------------------------------------------------
@@ -120,8 +146,8 @@ class Steps:
         Raises:
             UnsupportedError: its size is not known, and no result has room for it.
         """
-        size, dtype = value.type.size, storage_dtype(value.type.dtype)
-        if isinstance(size, int):
+        size, dtype = self._local_size(value), storage_dtype(value.type.dtype)
+        if size is not None:
             return local((max(size, 1),), dtype)
         if result is None:
             where = [(f"{value.op.name}: {value.type}", value.location or self.k.node.location)]
@@ -131,7 +157,13 @@ class Steps:
         (position,) = self.k.outputs_of[result]
         output, starts = self.k.kernel.outputs[position], self.part.results[result]
         first = [starts.get(axis, i64(0)) for axis in range(value.type.rank)]
-        return T.decl_buffer([self.k.extent(size)], dtype, data=T.address_of(output[tuple(first)]))
+        return T.decl_buffer([self.inside.extent(value.type.size)], dtype, data=T.address_of(output[tuple(first)]))
+
+    def _local_size(self, value: Value) -> int | None:
+        """Elements that a value has in a part at most, if that is known."""
+        if set(d.symbols(value.type.size)) <= self.ranges.keys():
+            return d.bounds(value.type.size, self.ranges)[1]
+        return None
 
     def _buffers(self) -> dict[Value, tirx.Buffer]:
         """Inputs of the body that lie in memory as they are, for kernels that want more than single elements."""
@@ -152,7 +184,7 @@ class Steps:
         return carries <= operand < carries + self.k.node.attrs["sequences"]
 
     def _shaped(self, buffer: tirx.Buffer, value: Value) -> tirx.Buffer:
-        dims = [self.k.extent(dim) for dim in value.dims] or [i64(1)]
+        dims = [self.inside.extent(dim) for dim in value.dims] or [i64(1)]
         return T.decl_buffer(dims, str(buffer.dtype), data=buffer.data)
 
     # --- code ---------------------------------------------------------------------------------------------------------
@@ -184,18 +216,18 @@ class Steps:
         """Run ``body`` for every index of a value, innermost in vectors."""
         *outer, inner = value.dims or (1,)
         with ExitStack() as stack:
-            at = [stack.enter_context(serial(self.k.extent(dim))) for dim in outer]
+            at = [stack.enter_context(serial(self.inside.extent(dim))) for dim in outer]
             self._in_vectors(value, inner, lambda j: body([*at, j][: value.type.rank]))
 
     def _in_vectors(self, value: Value, extent: d.Dim, body: Callable[[Expr], None]) -> None:
         width = VECTORS * self.k.target.lanes(max(32, value.type.dtype.bits))
         while isinstance(extent, int) and width > max(extent, 1):
             width //= 2
-        vector_loop(whole_axis(self.k.kernel, extent), width, body)
+        vector_loop(whole_axis(self.inside, extent), width, body)
 
     def _load(self, i: int, value: Value, state: tirx.Buffer, at: Indices) -> None:
         """One element of a carry's first value."""
-        place = self.k.kernel.reader.offset(at, value.dims)
+        place = self.inside.reader.offset(at, value.dims)
         store_element(state, [place], self.part.operand(i)(at), value.type.dtype)
 
     def _store(self, i: int, t: Expr | None, value: Value, reader: StepReader, at: Indices) -> None:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from coilc.ir import Graph, Node, Value, ops
@@ -18,28 +18,32 @@ class _Fixed(Exception):
     """The two axes have to stay apart."""
 
 
-def collapse_axes(body: Graph) -> Graph:
-    """Merge axes of the results, which all have equal rank, as far as possible, from the innermost pair outwards."""
+def collapse_axes(body: Graph, strided: Collection[Value] = ()) -> Graph:
+    """Merge axes of the results, which all have equal rank, as far as possible, from the innermost pair outwards.
+
+    Args:
+        strided: inputs that are not dense, so that merged axes would have to be taken apart again at every element.
+    """
     for axis in reversed(range(body.results[0].type.rank - 1)):
-        merged = merge_axes(body, axis)
+        merged = merge_axes(body, axis, strided)
         if merged is not None:
             body = merged
     return body
 
 
-def merge_axes(body: Graph, axis: int) -> Graph | None:
+def merge_axes(body: Graph, axis: int, strided: Collection[Value] = ()) -> Graph | None:
     """The body with axes ``axis`` and ``axis + 1`` of every result as one, or ``None`` when something tells them apart."""
-    merger = _Merger(body)
+    merger = _Merger(body, strided)
     try:
         return body.with_results([merger.merge(value, axis) for value in body.results])
     except _Fixed:
         return None
 
 
-def merge_value(body: Graph, value: Value, axis: int) -> Value | None:
+def merge_value(body: Graph, value: Value, axis: int, strided: Collection[Value] = ()) -> Value | None:
     """One value of the body with two adjacent axes as one, or ``None``."""
     try:
-        return _Merger(body).merge(value, axis)
+        return _Merger(body, strided).merge(value, axis)
     except _Fixed:
         return None
 
@@ -50,8 +54,8 @@ def merge_dims(dims: Dims, axis: int) -> Dims:
 
 
 class _Merger:
-    def __init__(self, body: Graph) -> None:
-        self.inputs = frozenset(body.inputs)
+    def __init__(self, body: Graph, strided: Collection[Value]) -> None:
+        self.inputs, self.strided = frozenset(body.inputs), frozenset(strided)
         self.memo: dict[tuple[Value, int], Value] = {}
 
     def merge(self, value: Value, axis: int) -> Value:
@@ -63,6 +67,8 @@ class _Merger:
     def _merge(self, value: Value, axis: int) -> Value:
         op, node = value.op, value.node
         if self._in_memory(value):
+            if _base(value) in self.strided and 1 not in value.dims[axis : axis + 2]:
+                raise _Fixed
             return ops.reshape(value, dims=merge_dims(value.dims, axis))
         if ELEMENTWISE in op.traits:
             return _rebuild(node, tuple(self.merge(v, axis) for v in node.inputs))
@@ -73,9 +79,8 @@ class _Merger:
         raise _Fixed
 
     def _in_memory(self, value: Value) -> bool:
-        while value.op.name == "reshape":
-            (value,) = value.node.inputs
-        return value in self.inputs or value.op.name == "constant"
+        base = _base(value)
+        return base in self.inputs or base.op.name == "constant"
 
     def _reduction(self, value: Value, axis: int) -> Value:
         (x,) = value.node.inputs
@@ -181,6 +186,13 @@ _RULES: Mapping[str, Callable[[_Merger, Value, int], Value]] = {
     "broadcast": _Merger.broadcast, "reshape": _Merger.reshape, "transpose": _Merger.transpose, "slice": _Merger.slice,
     "pad": _Merger.pad, "concat": _Merger.concat, "take": _Merger.take, "gather": _Merger.gather, "iota": _Merger.iota,
 }  # fmt: skip
+
+
+def _base(value: Value) -> Value:
+    """What a value is a reshape of."""
+    while value.op.name == "reshape":
+        (value,) = value.node.inputs
+    return value
 
 
 def merged_axes(axes: tuple[int, ...], axis: int) -> tuple[int, ...]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from tvm import tirx
 
-from coilc.ir import Graph, UnsupportedError
+from coilc.ir import Graph, UnsupportedError, Value
 from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
 
 from .collapse import collapse_axes
@@ -28,15 +28,15 @@ def lower_body(body: Graph, name: str, target: Target) -> tirx.PrimFunc:
     return build_kernel(body, name, target, emit)
 
 
-def choose(body: Graph) -> tuple[Graph, Callable[[Kernel], None]]:
-    """The body in the form that its lowering wants, and that lowering."""
+def choose(body: Graph, strided: Collection[Value] = ()) -> tuple[Graph, Callable[[Kernel], None]]:
+    """The body in the form that its lowering wants, and that lowering; ``strided`` inputs are not dense in memory."""
     anchors = [node for node in body.nodes if not node.op.traits & {ELEMENTWISE, MOVEMENT, STRUCTURAL}]
     if not anchors:
-        return collapse_axes(body), emit_pointwise
+        return collapse_axes(body, strided), emit_pointwise
     if is_row(body):
-        return collapse_axes(body), emit_rows
+        return collapse_axes(body, strided), emit_rows
     if len(anchors) == 1 and REDUCTION in anchors[0].op.traits:
-        return collapse_axes(body), emit_reduce
+        return collapse_axes(body, strided), emit_reduce
     if len(anchors) == 1 and anchors[0].op in ANCHORS:
         return body, ANCHORS[anchors[0].op]
     raise UnsupportedError("no kernel does these together:", [(node.op.name, node.location) for node in anchors])

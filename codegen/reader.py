@@ -24,6 +24,7 @@ from .elementwise import evaluate
 from .scalar import Expr, bind, compute_dtype, constant, convert, decode, encode
 
 Indices = Sequence[Expr]
+View = Callable[[Indices], Expr]
 LARGEST_TABLE = 64  # elements of a constant array that become a chain of selects
 
 
@@ -44,10 +45,17 @@ class Reader:
         body: the fused body; its inputs are in memory.
         buffers: for each value in memory, a buffer of its storage type, flat or with its dims.
         dims: for each symbol, an int64 expression.
+        views: for values that are no dense buffer, such as a slice of a sequence, a function of the index.
     """
 
-    def __init__(self, body: Graph, buffers: Mapping[Value, tirx.Buffer], dims: Mapping[str, Expr]) -> None:
-        self.body, self.buffers, self.dims = body, dict(buffers), dims
+    def __init__(
+        self,
+        body: Graph,
+        buffers: Mapping[Value, tirx.Buffer],
+        dims: Mapping[str, Expr],
+        views: Mapping[Value, View] | None = None,
+    ) -> None:
+        self.body, self.buffers, self.dims, self.views = body, dict(buffers), dims, dict(views or {})
         self._memo: dict[Any, dict[Any, tuple[Expr, Indices]]] = {}
         self._known: Mapping[Value, Expr] = {}
         self.fixed: dict[Value, Expr] = {}  # values that are in a register, whatever the indices: results per row
@@ -101,6 +109,8 @@ class Reader:
         name = value.op.name
         if value in self.buffers:
             return self.load(value, indices)
+        if value in self.views:
+            return self.views[value](indices)
         if name == "cast":
             (operand,) = value.node.inputs
             return convert(self._read(operand, indices), operand.type.dtype, value.type.dtype)
@@ -110,6 +120,12 @@ class Reader:
         if name in MOVES:
             return MOVES[name](self, value, indices)
         raise UnsupportedError("this cannot be evaluated element by element:", [(name, value.location)])
+
+    def memory_of(self, value: Value) -> tirx.Buffer | None:
+        """The buffer that holds a value, perhaps under other dims."""
+        while value.op.name == "reshape" and value not in self.buffers:
+            (value,) = value.node.inputs
+        return self.buffers.get(value)
 
     def load(self, value: Value, indices: Indices) -> Expr:
         """The element of a value in memory."""
@@ -138,30 +154,6 @@ class Reader:
                 indices.append(tirx.truncmod(position, extent))
                 position = tirx.truncdiv(position, extent)
         return indices[::-1]
-
-
-View = Callable[[Indices], Expr]
-
-
-class StepReader(Reader):
-    """Reads some values through functions of their index instead of from a buffer."""
-
-    def __init__(
-        self, body: Graph, buffers: Mapping[Value, tirx.Buffer], views: Mapping[Value, View], dims: Mapping[str, Expr]
-    ) -> None:
-        super().__init__(body, buffers, dims)
-        self.views = dict(views)
-
-    def _evaluate(self, value: Value, indices: Indices) -> Expr:
-        if value in self.views and value not in self.buffers:
-            return self.views[value](indices)
-        return super()._evaluate(value, indices)
-
-    def memory_of(self, value: Value) -> tirx.Buffer | None:
-        """The flat buffer that holds a value, perhaps under other dims."""
-        while value.op.name == "reshape" and value not in self.buffers:
-            (value,) = value.node.inputs
-        return self.buffers.get(value)
 
 
 def store_element(buffer: tirx.Buffer, indices: Indices, value: Expr, dtype: Any) -> None:

@@ -43,7 +43,7 @@ class Reduction:
         node = next(node for node in k.body.nodes if REDUCTION in node.op.traits)
         (operand,), axes = node.inputs, frozenset(node.attrs["axes"])
         for axis in sorted(axes, reverse=True):
-            merged = merge_value(k.body, operand, axis) if axis + 1 in axes else None
+            merged = merge_value(k.body, operand, axis, k.reader.views) if axis + 1 in axes else None
             if merged is not None:
                 operand, axes = merged, frozenset(a - (a > axis) for a in axes)
         return Reduction(node.results[0], operand, axes)

@@ -16,7 +16,7 @@ from coilc.ir import Graph, Value
 from coilc.ir import dims as d
 from coilc.ir.opdef import ELEMENTWISE
 
-from ..reader import MOVES, Indices, StepReader, View, store_element
+from ..reader import MOVES, Indices, Reader, View, store_element
 from ..scalar import Expr, decode, storage_dtype
 from .anchor import Anchor
 from .loops import Blocks, i64, lanes, local, parallel, product, serial, unravel
@@ -55,13 +55,13 @@ class Loop:
         axis = self.k.node.attrs["axis"]
         return [*indices[:axis], t, *indices[axis:]]
 
-    def reader(self, t: Expr, carried: Mapping[Value, View]) -> StepReader:
+    def reader(self, t: Expr, carried: Mapping[Value, View]) -> Reader:
         """Evaluates the body at step ``t``: slices and constants come from the operands, the rest from ``carried``."""
         views: dict[Value, View] = dict(carried)
         last = self.carries + self.k.node.attrs["sequences"]
         for i, value in enumerate(self.body.inputs[self.carries :], self.carries):
             views[value] = self._slice(i, t) if i < last else self._constant(i)
-        return StepReader(self.body, {}, views, self.k.kernel.reader.dims)
+        return Reader(self.body, {}, self.k.kernel.reader.dims, views)
 
     def _slice(self, operand: int, t: Expr) -> View:
         return lambda indices: self.k.read(operand, *self.stacked(t, indices))

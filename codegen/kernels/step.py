@@ -20,7 +20,7 @@ from coilc.passes.schedule_steps import Step, schedule_step
 
 from ..kernel import Kernel
 from ..loops import vector_loop, whole_axis
-from ..reader import Indices, Reader, StepReader, View, store_element
+from ..reader import Indices, Reader, View, store_element
 from ..scalar import Expr, bind, storage_dtype
 from .anchor import Anchor
 from .loops import ceildiv, i64, local, parallel, product, serial, unravel
@@ -126,14 +126,14 @@ class Steps:
         for i, value in states.items():
             self._for_each(value, partial(self._load, i, value, memory[value]))
         with self._time() as t:
-            reader = StepReader(step.graph, {**memory, **kept, **self._buffers()}, self._views(t), dims)
+            reader = Reader(step.graph, {**memory, **kept, **self._buffers(t)}, dims, self._views(t))
             for node in step.calls:
                 self._run(node, reader, kept)
             for i, value in enumerate(step.results[carries:], carries):
                 self._for_each(value, partial(self._store, i, t, value, reader))
             for i, value in states.items():
                 self._copy(value, kept[step.results[i]], memory[value])
-        reader = StepReader(step.graph, memory, {}, dims)
+        reader = Reader(step.graph, memory, dims)
         for i, value in states.items():
             if self._local_size(value) is not None:
                 self._for_each(value, partial(self._store, i, None, value, reader))
@@ -165,14 +165,32 @@ class Steps:
             return d.bounds(value.type.size, self.ranges)[1]
         return None
 
-    def _buffers(self) -> dict[Value, tirx.Buffer]:
-        """Inputs of the body that lie in memory as they are, for kernels that want more than single elements."""
+    def _buffers(self, t: Expr) -> dict[Value, tirx.Buffer]:
+        """Constants, and slices at ``t``, of which this part is one piece of memory."""
         found: dict[Value, tirx.Buffer] = {}
         for i, value in enumerate(self.step.body.inputs[self.part.carries :], self.part.carries):
             buffer = self.k.kernel.reader.buffers.get(self.k.operands[i])
-            if buffer is not None and not self._moves(i) and not self.part.operands[i]:
-                found[value] = buffer
+            if buffer is None or len(buffer.shape) != 1 or not self._is_dense(i, value):
+                continue
+            starts = self.part.operands[i]
+            if self._moves(i) or starts:
+                first = [starts.get(axis, i64(0)) for axis in range(value.type.rank)]
+                place = self.part.stacked(t, first) if self._moves(i) else first
+                element = buffer[self.k.kernel.reader.offset(place, self.k.dims(i))]
+                size = [self.inside.extent(value.type.size)]
+                buffer = T.decl_buffer(size, str(buffer.dtype), data=T.address_of(element))
+            found[value] = buffer
         return found
+
+    def _is_dense(self, operand: int, value: Value) -> bool:
+        """Whether nothing is left out between the first and the last element of this part of an operand."""
+        dims, cut = list(value.dims), dict.fromkeys(self.part.operands[operand])
+        if self._moves(operand):
+            axis = self.k.node.attrs["axis"]
+            dims.insert(axis, 1)
+            cut = {axis: None, **{a + (a >= axis): None for a in cut}}
+        last = max(cut, default=0)
+        return all(dim == 1 for dim in dims[:last])
 
     def _views(self, t: Expr) -> dict[Value, View]:
         """Slices at ``t``, and constants."""
@@ -197,18 +215,15 @@ class Steps:
         with serial(length) as step:
             yield length - i64(1) - step if attrs["reverse"] else step
 
-    def _run(self, node: Node, reader: StepReader, kept: Mapping[Value, tirx.Buffer]) -> None:
+    def _run(self, node: Node, reader: Reader, kept: Mapping[Value, tirx.Buffer]) -> None:
         """One kernel of the step."""
         from ..lower import choose  # lowering knows every kind of kernel, this one included
 
-        body, emit = choose(node.attrs["body"])
-        inputs = StepReader(body, {}, {}, reader.dims)
-        for x, operand in zip(node.attrs["body"].inputs, node.inputs, strict=True):
-            buffer = reader.memory_of(operand)
-            if buffer is not None:
-                inputs.buffers[x] = buffer
-            else:
-                inputs.views[x] = partial(reader.read, operand)
+        given = list(zip(node.attrs["body"].inputs, node.inputs, strict=True))
+        buffers = {x: buffer for x, v in given if (buffer := reader.memory_of(v)) is not None}
+        views = {x: partial(reader.read, v) for x, v in given if x not in buffers}
+        body, emit = choose(node.attrs["body"], views)
+        inputs = Reader(body, buffers, reader.dims, views)
         outputs = [self._shaped(kept[v], y) for v, y in zip(node.results, body.results, strict=True)]
         emit(Kernel(body, self.k.target, inputs, outputs))
 
@@ -230,7 +245,7 @@ class Steps:
         place = self.inside.reader.offset(at, value.dims)
         store_element(state, [place], self.part.operand(i)(at), value.type.dtype)
 
-    def _store(self, i: int, t: Expr | None, value: Value, reader: StepReader, at: Indices) -> None:
+    def _store(self, i: int, t: Expr | None, value: Value, reader: Reader, at: Indices) -> None:
         """One element of a result of the scan."""
         self.part.store(i, t, at, reader.read(value, at))
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from coilc.ir import Node, Value, literal, ops
 
-from .classify_affine import NotAffine
-from .classify_factors import Factor, support
+from .classify_affine import NotAffine, filled
+from .classify_factors import Factor, removed, support
 from .classify_readout import TIME, Contraction, contraction_of
 from .rewrite import on
 from .simplify import scalar
@@ -37,13 +37,13 @@ def scan_is_gated_linear_attention(node: Node) -> tuple[Value, ...] | Declined |
     """
     try:
         parts = contraction_of(node)
-        return _attention(parts, _roles(parts))
+        return _attention(parts, roles_of(parts))
     except (NotAffine, NotParallel) as broken:
         return no(f"{broken.reason} ('{broken.node.op.name}')")
 
 
 @dataclass(frozen=True)
-class _Roles:
+class Roles:
     """Factors by role, and the axes of batch, heads, groups of heads that share keys, keys (N) and values (P)."""
 
     keys: tuple[Factor, ...]
@@ -55,11 +55,11 @@ class _Roles:
     value_axes: tuple[int, ...]
 
 
-def _roles(parts: Contraction) -> _Roles:
-    """Value axes are those that only the values have; batch is the state's first axis if every sample has its keys."""
+def roles_of(parts: Contraction, more: tuple[Factor, ...] = ()) -> Roles:
+    """Value axes are those that only the values have, and none of ``more``; batch is the state's first axis if every sample has its keys."""
     keys = tuple(f for f in parts.update if f.support & parts.contracted)
     values = tuple(f for f in parts.update if not f.support & parts.contracted)
-    shared = support((*keys, *parts.query, *parts.decay))
+    shared = support((*keys, *parts.query, *parts.decay, *more))
     value_axes = tuple(axis for axis in parts.rest if axis not in shared and axis in support(values))
     if TIME not in support((*keys, *parts.query)):
         raise NotAffine(parts.loop.node, "keys and queries are constant in time: a convolution, not attention")
@@ -73,31 +73,47 @@ def _roles(parts: Contraction) -> _Roles:
     spanned = support((*keys, *parts.query))
     grouped = tuple(axis for axis in heads if axis in spanned)
     ordered = (*grouped, *(axis for axis in heads if axis not in grouped))
-    return _Roles(keys, values, batch, ordered, grouped, tuple(sorted(parts.contracted)), value_axes)
+    return Roles(keys, values, batch, ordered, grouped, tuple(sorted(parts.contracted)), value_axes)
 
 
 def _spans(factors: tuple[Factor, ...], axes: tuple[int, ...]) -> bool:
     return bool(support(factors) & set(axes))
 
 
-def _attention(parts: Contraction, roles: _Roles) -> tuple[Value, ...]:
+def _attention(parts: Contraction, roles: Roles) -> tuple[Value, ...]:
     per_group = (roles.batch, (TIME,), roles.grouped, roles.key_axes)
     per_value = (roles.batch, (TIME,), roles.heads, roles.value_axes)
     state = (roles.batch, roles.heads, roles.key_axes, roles.value_axes)
-    given = [] if scalar(parts.loop.inits[0]) == 0 else [parts.initial(*state)]
+    given = {} if parts.added is None else {"bonus": _bonus(parts, roles)}
+    given |= initial_state(parts, *state)
     out, last = ops.gated_linear_attention(
         parts.arranged(parts.query, *per_group),
         parts.arranged(roles.keys, *per_group),
         parts.arranged(roles.values, *per_value),
-        _log_decay(parts, roles),
-        *given,
-        optional=("h0",) if given else (),
+        log_decay(parts, roles),
+        *given.values(),
+        optional=tuple(given),
         scale=1.0,
     )
     return parts.results(out, last, per_value, state)
 
 
-def _log_decay(parts: Contraction, roles: _Roles) -> Value:
+def initial_state(parts: Contraction, *groups: tuple[int, ...]) -> dict[str, Value]:
+    """The optional operand h0, unless the state starts as zero."""
+    return {} if scalar(parts.loop.inits[0]) == 0 else {"h0": parts.initial(*groups)}
+
+
+def _bonus(parts: Contraction, roles: Roles) -> Value:
+    """[H, N]: what an output adds to the state before it is updated, per unit of what the update adds."""
+    if not parts.added:
+        return filled(0, parts.arranged((), roles.heads, roles.key_axes)).value
+    bonus = removed(parts.added, parts.update)
+    if bonus is None or not support(bonus) <= {*roles.heads, *roles.key_axes}:
+        raise NotAffine(parts.out.node, "what is added to the state when it is read is not its inflow times a constant")
+    return parts.arranged(bonus, roles.heads, roles.key_axes)
+
+
+def log_decay(parts: Contraction, roles: Roles) -> Value:
     """[B, L, H], or [B, L, H, N] when the decay varies along the keys."""
     groups: tuple[tuple[int, ...], ...] = (roles.batch, (TIME,), roles.heads)
     groups = (*groups, roles.key_axes) if support(parts.decay) & parts.contracted else groups

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from coilc.ir import Dim, Node, Value, ops
 
-from .classify_affine import AffineIn, NotAffine
-from .classify_factors import Axes, Factor, factors_of, product
+from .classify_affine import Affine, AffineIn, NotAffine
+from .classify_factors import Axes, Factor, factors_of, product, removed
 from .loop_parts import Loop, from_front
 from .rewrite import on, rewrite_graph
 from .vectorise_time import Parallel, Timed
@@ -23,6 +23,7 @@ class Contraction:
     Attributes:
         out: the body's value that is the contraction, and ``out_axes`` the state axis of each of its dims.
         epilogue: factors of the query that do not depend on a contracted axis.
+        added: not ``None`` if the outputs read the state before its update; what they add to it first, if anything.
     """
 
     loop: Loop
@@ -34,6 +35,7 @@ class Contraction:
     contracted: frozenset[int]
     out: Value
     out_axes: Axes
+    added: tuple[Factor, ...] | None = None
 
     @property
     def state(self) -> Value:
@@ -99,38 +101,60 @@ def contraction_of(node: Node) -> Contraction:
     Raises:
         NotAffine, NotParallel: it is something else; the exception has the node and the reason.
     """
-    loop = Loop(node)
-    if loop.carries != 1:
-        raise NotAffine(node, f"it carries {loop.carries} values")
-    loop = Loop(_with_sums(node))
+    loop = one_carry(node)
     time = Parallel(loop)
     update = AffineIn(time, loop.body_carries[0])
     step = update.of(loop.next_carries[0])
     if step.view != update.state:
         raise NotAffine(loop.next_carries[0].node, "the state does not come back in its own layout")
+    return read_out(loop, time, step)
+
+
+def one_carry(node: Node) -> Loop:
+    """The loop, with its contractions as sums of products.
+
+    Raises:
+        NotAffine: it carries more than one value.
+    """
+    loop = Loop(node)
+    if loop.carries != 1:
+        raise NotAffine(node, f"it carries {loop.carries} values")
+    return Loop(_with_sums(node))
+
+
+def read_out(loop: Loop, time: Parallel, step: Affine) -> Contraction:
+    """How the outputs of a loop see its state, which each step makes ``step.scale * state + step.shift``."""
     reader = AffineIn(time, loop.next_carries[0])
-    out = _the_contraction(reader, loop)
-    contracted, query, out_axes = _query(reader, out)
+    out, added = _the_contraction(reader, loop), None
+    if out is None:  # the state before the update, and something of this step besides
+        reader = AffineIn(time, loop.body_carries[0])
+        out, added = _the_contraction(reader, loop), ()
+    if out is None:
+        raise NotAffine(loop.node, "the outputs do not read the state")
+    contracted, query, out_axes, shift = query_of(reader, out)
+    if shift is not None and added is None:
+        raise NotAffine(out.node, "something is added to the state before it is contracted")
     return Contraction(
         loop,
         time,
-        () if step.scale is None else _over_time(step.scale),
-        () if step.shift is None else _over_time(step.shift),
+        () if step.scale is None else over_time(step.scale),
+        () if step.shift is None else over_time(step.shift),
         tuple(f for f in query if f.support & contracted),
         tuple(f for f in query if not f.support & contracted),
         contracted,
         out,
         out_axes,
+        added if shift is None else shift,
     )
 
 
-def _over_time(x: Timed) -> tuple[Factor, ...]:
+def over_time(x: Timed) -> tuple[Factor, ...]:
     """Factors of a value of the loop: axis 0 is time, axis i of the body's value is i + 1."""
     return factors_of(x.value, tuple(range(0 if x.varies else 1, x.value.type.rank + (not x.varies))))
 
 
-def _the_contraction(reader: AffineIn, loop: Loop) -> Value:
-    """The only value of the body through which the outputs see the new state."""
+def _the_contraction(reader: AffineIn, loop: Loop) -> Value | None:
+    """The only value of the body through which the outputs see the state, or ``None`` if they do not."""
     found: dict[Value, None] = {}
     stack = [y for y in loop.outputs]
     while stack:
@@ -143,19 +167,20 @@ def _the_contraction(reader: AffineIn, loop: Loop) -> Value:
             found[value] = None
         else:
             stack += value.node.inputs
-    if not found:
-        raise NotAffine(loop.node, "the outputs do not read the updated state")
-    if len(found) != 1:
+    if len(found) > 1:
         raise NotAffine(loop.node, f"the outputs contract the state {len(found)} times")
-    return next(iter(found))
+    return next(iter(found), None)
 
 
-def _query(reader: AffineIn, out: Value) -> tuple[frozenset[int], tuple[Factor, ...], Axes]:
-    """Contracted axes, the factors that multiply the state before the sum, and the axis of each dim of the sum."""
+def query_of(
+    reader: AffineIn, out: Value
+) -> tuple[frozenset[int], tuple[Factor, ...], Axes, tuple[Factor, ...] | None]:
+    """Contracted axes, the factors that multiply the state before the sum, the axis of each dim of the sum, and the factors
+    of what is added to the state, if anything, all of which the query multiplies."""
     (operand,) = out.node.inputs
     read = reader.of(operand)
-    if read.view is None or read.shift is not None:
-        raise NotAffine(out.node, "something is added to the state before it is contracted")
+    if read.view is None:
+        raise NotAffine(out.node, "the state is not read")
     (whole, *more) = factors_of(read.view)
     if more or whole.value != reader.state:
         raise NotAffine(out.node, "the state is read in another shape")
@@ -167,10 +192,14 @@ def _query(reader: AffineIn, out: Value) -> tuple[frozenset[int], tuple[Factor, 
     contracted = frozenset(axis for i in summed if (axis := axes[i]) is not None)
     if not contracted:
         raise NotAffine(out.node, "the contracted axis has extent 1")
-    query: tuple[Factor, ...] = ()
-    if read.scale is not None:
-        query = factors_of(read.scale.value, ((TIME, *axes) if read.scale.varies else axes))
-    return contracted, query, tuple(axis for i, axis in enumerate(axes) if i not in summed)
+    factors = lambda x: factors_of(x.value, ((TIME, *axes) if x.varies else axes))
+    query = () if read.scale is None else factors(read.scale)
+    added = None
+    if read.shift is not None:
+        added = removed(factors(read.shift), query)
+        if added is None:
+            raise NotAffine(out.node, "something is added to the state before it is contracted")
+    return contracted, query, tuple(axis for i, axis in enumerate(axes) if i not in summed), added
 
 
 # --- contractions in one form ----------------------------------------------------------------------------------------

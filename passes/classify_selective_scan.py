@@ -55,6 +55,8 @@ class _Roles:
 
 
 def _roles(parts: Contraction) -> _Roles:
+    if parts.added is not None:
+        raise NotAffine(parts.loop.node, "the outputs do not read the updated state")
     (exponent, *others) = parts.decay or (None,)
     if exponent is None or others or exponent.value.op is not ops.exp:
         raise NotAffine(parts.loop.node, "the decay is not one exponential")

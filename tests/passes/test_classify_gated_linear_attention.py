@@ -51,6 +51,16 @@ def main(q: f32[5, 4], k: f32[5, 4], v: f32[5, 3, 6], start: f32[3, 6, 4]):
 """
 
 
+# The state is read before it is updated: with a bonus for the current key and value, with nothing, with something else.
+READ = """        u0: f32[3, 4, 1] = reshape(u, dims=(3, 4, 1))
+        u1: f32[2, 3, 4, 6] = broadcast(u0, dims=(2, 3, 4, 6))
+        u2: f32[2, 3, 4, 6] = mul(u1, kv)
+        seen: f32[2, 3, 4, 6] = add(S, u2)
+        o0: f32[2, 3, 1, 6] = matmul(q0, seen)"""
+OTHER = """        s1: f32[2, 3, 4, 6] = add(S, d2)
+        o0: f32[2, 3, 1, 6] = matmul(q0, s1)"""
+
+
 def classified(graph: Graph) -> Graph:
     return rewrite_module(Module({"main": graph}), scan_is_gated_linear_attention).entries["main"]
 
@@ -81,6 +91,23 @@ def test_shared_keys_constant_decay_and_initial_state() -> None:
     assert [v.dims for v in node.inputs[:4]] == [(1, 5, 1, 4), (1, 5, 1, 4), (1, 5, 3, 6), (1, 5, 3)]
 
 
+def test_bonus_for_the_current_token() -> None:
+    text = LOOP.format(gate=4, decay="exp", reverse=False)
+    text = text.replace("g: f32[2, 5, 3, 4]):", "g: f32[2, 5, 3, 4], u: f32[3, 4]):")
+    text = text.replace("g: f32[2, 3, 4]):", "g: f32[2, 3, 4], u: f32[3, 4]):").replace(
+        "q, k, v, g, body", "q, k, v, g, u, body"
+    )
+    after = attention_of(parse_graph(text.replace("        o0: f32[2, 3, 1, 6] = matmul(q0, after)", READ)))
+    (node,) = (n for n in after.nodes if n.op.name == "gated_linear_attention")
+    assert node.attrs["optional"] == ("bonus",)
+
+
+def test_state_is_read_before_the_update() -> None:
+    attention_of(
+        parse_graph(LOOP.format(gate=1, decay="exp", reverse=False).replace("matmul(q0, after)", "matmul(q0, S)"))
+    )
+
+
 def test_no_decay() -> None:
     attention_of(parse_graph(LOOP.format(gate=1, decay="exp", reverse=False).replace("add(s0, kv)", "add(S, kv)")))
 
@@ -89,7 +116,7 @@ def test_no_decay() -> None:
     ("found", "instead", "reason"),
     [
         ("exp(d0)", "tanh(d0)", "not known to be positive"),
-        ("matmul(q0, after)", "matmul(q0, S)", "do not read the updated"),
+        ("        o0: f32[2, 3, 1, 6] = matmul(q0, after)", OTHER, "not its inflow times a constant"),
         ("mul(d2, S)", "mul(S, S)", "'mul' of the state"),
     ],
 )

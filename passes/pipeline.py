@@ -32,6 +32,7 @@ from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph, run_stages, up_to
 from .tabulate_routes import tabulate_routes
+from .transform_long_convs import transform_long_convs
 
 ANY_MACHINE = Machine()
 
@@ -80,6 +81,7 @@ def pipeline(
             (
                 convolve_channels_last,
                 tabulate_routes,
+                transform_long_convs,
                 partial(choose_algorithms, machine=machine, algorithm=algorithm),
                 lower_complex,
                 partial(pack_weights, panel=panel, claims=claims),

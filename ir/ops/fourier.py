@@ -9,6 +9,7 @@ tensor [outer, parts, n, inner]: parts is 2, or 1 where the imaginary part is ze
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from math import pi
 from typing import Any
@@ -33,55 +34,73 @@ COMPLEX = {"f32": DTYPES["c64"], "f64": DTYPES["c128"]}
 # --- the transform of [outer, parts, n, inner] ------------------------------------------------------------------------
 
 
-def transform(x: Value, sign: int, *, scale: float = 1.0, parts: int = 2) -> Value:
-    """``scale * sum over j of exp(sign 2 pi i j k / n) x_j`` of [outer, 1 or 2, n, inner], a known n; ``parts`` are kept."""
+@dataclass(frozen=True)
+class Wave:
+    """The exponential ``exp(sign 2 pi i (j k + before j + after k) / n)`` from element j to element k."""
+
+    sign: int
+    before: float = 0.0
+    after: float = 0.0
+
+    def at(self, n: int, j: np.ndarray, k: np.ndarray) -> np.ndarray:
+        turns = (j * k % n + self.before * j + self.after * k) / n
+        return np.exp(self.sign * 2j * pi * turns)
+
+
+def transform(x: Value, wave: Wave, *, scale: float = 1.0, parts: int = 2) -> Value:
+    """``scale * sum over j of wave(j, k) x_j`` of [outer, 1 or 2, n, inner], a known n; ``parts`` are kept."""
     outer, given, n, inner = x.dims
     assert isinstance(n, int)
     radix = factor(n)
     if radix is None:
-        return _as_convolution(x, sign, scale, parts)
+        return _as_convolution(x, wave, scale, parts)
     if radix == n:
-        return reshape(_product(x, n, sign, scale, parts), dims=(outer, parts, n, inner))
+        return reshape(_product(x, n, wave, scale, parts), dims=(outer, parts, n, inner))
     rest = n // radix
-    first = _product(reshape(x, dims=(outer, given, radix, rest * inner)), radix, sign, scale, 2)
-    turned = _turned(reshape(first, dims=(outer, 2, radix, rest, inner)), twiddles(radix, rest, sign))
+    split = reshape(x, dims=(outer, given, radix, rest * inner))
+    first = _product(split, radix, replace(wave, after=0.0), scale, 2)
+    twiddles = wave.at(n, np.arange(rest), np.arange(radix)[:, None])
+    turned = turn(reshape(first, dims=(outer, 2, radix, rest, inner)), literal(pair(twiddles), x.type.dtype))
     columns = reshape(transpose(turned, perm=(0, 2, 1, 3, 4)), dims=(outer * radix, 2, rest, inner))
-    second = transform(columns, sign, parts=parts)
+    second = transform(columns, replace(wave, before=0.0), parts=parts)
     joined = transpose(reshape(second, dims=(outer, radix, parts, rest, inner)), perm=(0, 2, 3, 1, 4))
     return reshape(joined, dims=(outer, parts, n, inner))
 
 
-def _product(x: Value, n: int, sign: int, scale: float, parts: int) -> Value:
+def _product(x: Value, n: int, wave: Wave, scale: float, parts: int) -> Value:
     """The matrix of size n applied to [outer, parts, n, columns]; result [outer, parts * n, columns]."""
     outer, given, _, columns = x.dims
-    matrix = literal(scale * matrix_of(n, sign)[:parts, :, :given].reshape(parts * n, -1), x.type.dtype)
+    factors = wave.at(n, np.arange(n), np.arange(n)[:, None])
+    re, im = factors.real, factors.imag
+    whole = np.stack([np.stack([re, -im], axis=1), np.stack([im, re], axis=1)])  # [2, n, 2, n]
+    matrix = literal(scale * whole[:parts, :, :given].reshape(parts * n, -1), x.type.dtype)
     spread = broadcast(matrix, dims=(outer, *matrix.dims))
     return matmul(spread, reshape(x, dims=(outer, given * n, columns)))
 
 
-def matrix_of(n: int, sign: int) -> np.ndarray:
-    """[2, n, 2, n]: how real and imaginary parts of the result depend on those of the sequence."""
-    angle = 2 * pi * (np.outer(np.arange(n), np.arange(n)) % n) / n
-    c, s = np.cos(angle), sign * np.sin(angle)
-    return np.stack([np.stack([c, -s], axis=1), np.stack([s, c], axis=1)])
+def pair(factors: np.ndarray) -> np.ndarray:
+    """Complex numbers [...] as [1, 2, ..., 1]."""
+    return np.stack([factors.real, factors.imag])[None, ..., None]
 
 
-def twiddles(rows: int, columns: int, sign: int) -> np.ndarray:
-    """``exp(sign 2 pi i j k / (rows * columns))``, [rows, columns]."""
-    return np.exp(sign * 2j * pi / (rows * columns) * np.outer(np.arange(rows), np.arange(columns)))
-
-
-def _turned(x: Value, factors: np.ndarray) -> Value:
-    """[outer, 2, *dims, inner] times complex constants [*dims]."""
-    shape = (*factors.shape, 1)
-    both = literal(np.stack([-factors.imag, factors.imag]).reshape(1, 2, *shape), x.type.dtype)
-    return add(mul(x, literal(factors.real.reshape(shape), x.type.dtype)), mul(flip(x, axes=(1,)), both))
+def turn(x: Value, by: Value) -> Value:
+    """The complex product of [outer, 2, ...] with [1, 2, ...]."""
+    re, im = (slice_axis(by, 1, i, i + 1) for i in (0, 1))
+    return add(mul(x, re), mul(flip(x, axes=(1,)), concat(neg(im), im, axis=1)))
 
 
 @cache
 def factor(n: int) -> int | None:
     """The first factor to cut a length by: the length itself where one matrix is best, ``None`` where none will do."""
     return _plan(n)[1]
+
+
+def work(n: int) -> float:
+    """Rows of small matrices that every element of a transform is multiplied with."""
+    stages, rest = 0.0, n
+    while (radix := factor(rest)) not in (None, rest):
+        stages, rest = stages + float(radix or 0), rest // (radix or 1)
+    return stages + (rest if factor(rest) else 4 * work(convenient(2 * rest - 1)))
 
 
 @cache
@@ -103,18 +122,23 @@ def convenient(n: int) -> int:
     return min(m * power for m in (1, 3, 5) for power in powers if m * power >= n)
 
 
-def _as_convolution(x: Value, sign: int, scale: float, parts: int) -> Value:
+def _as_convolution(x: Value, wave: Wave, scale: float, parts: int) -> Value:
     """A length with a large prime factor: jk = (jj + kk - (k - j)(k - j)) / 2 makes it a convolution with a chirp."""
     n = d.evaluate(x.dims[2], {})
-    size = convenient(2 * n - 1)
-    chirp = np.exp(sign * 1j * pi * (np.arange(n) ** 2 % (2 * n)) / n)
+    size, places = convenient(2 * n - 1), np.arange(n)
+    chirp = np.exp(wave.sign * 1j * pi * (places**2 % (2 * n)) / n)
+    before, after = (np.exp(wave.sign * 2j * pi * offset * places / n) for offset in (wave.before, wave.after))
     around = np.zeros(size, np.complex128)
     around[:n] = chirp.conj()
     around[size - n + 1 :] = chirp.conj()[:0:-1]
+
+    def times(x: Value, factors: np.ndarray) -> Value:
+        return turn(x, literal(pair(factors), x.type.dtype))
+
     both = x if x.dims[1] == 2 else pad(x, low=(0, 0, 0, 0), high=(0, 1, 0, 0), value=0.0)
-    longer = pad(_turned(both, chirp), low=(0, 0, 0, 0), high=(0, 0, size - n, 0), value=0.0)
-    spectrum = _turned(transform(longer, -1), np.fft.fft(around) / size)
-    result = _turned(slice_axis(transform(spectrum, 1), 2, 0, n), scale * chirp)
+    longer = pad(times(both, before * chirp), low=(0, 0, 0, 0), high=(0, 0, size - n, 0), value=0.0)
+    spectrum = times(transform(longer, Wave(-1)), np.fft.fft(around) / size)
+    result = times(slice_axis(transform(spectrum, Wave(1)), 2, 0, n), scale * after * chirp)
     return slice_axis(result, 1, 0, parts)
 
 
@@ -164,7 +188,7 @@ def _complex_transform(x: Value, *, axis: int, sign: int) -> Value:
         outer, n, _ = x.dims
         re, im = real(x), imag(x)
         if isinstance(n, int):
-            y = transform(_stacked(re, im), sign, scale=1.0 if sign < 0 else 1 / n)
+            y = transform(_stacked(re, im), Wave(sign), scale=1.0 if sign < 0 else 1 / n)
             return complex(_part(y, 0), _part(y, 1))
         c, s = _waves(n, n, n, re.type.dtype, outer)
         forward = complex(
@@ -182,7 +206,7 @@ def _real_transform(x: Value, *, axis: int) -> Value:
     def apply(x: Value) -> Value:
         outer, n, _ = x.dims
         if isinstance(n, int):
-            y = slice_axis(transform(_stacked(x), -1), 2, 0, n // 2 + 1)
+            y = slice_axis(transform(_stacked(x), Wave(-1)), 2, 0, n // 2 + 1)
             return complex(_part(y, 0), _part(y, 1))
         c, s = _waves(n // 2 + 1, n, n, x.type.dtype, outer)
         return complex(matmul(c, x), neg(matmul(s, x)))
@@ -194,7 +218,7 @@ def _inverse_real_transform(x: Value, *, axis: int, n: d.Dim) -> Value:
     def apply(x: Value) -> Value:
         re, im = real(x), imag(x)
         if isinstance(n, int):
-            return _part(transform(_mirrored(re, im, n), 1, scale=1 / n, parts=1), 0)
+            return _part(transform(_mirrored(re, im, n), Wave(1), scale=1 / n, parts=1), 0)
         outer, half, _ = x.dims
         whole, dtype = DTYPES["i64"], re.type.dtype
         k = iota(dims=(half, 1), axis=0, dtype=whole)

@@ -1,0 +1,153 @@
+"""Run long convolutions through Fourier transforms where that takes less work than one product per tap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from coilc.ir import Dim, Module, Node, Value, dims, ops
+from coilc.ir.ops.fourier import Wave, convenient, transform, turn, work
+
+from .rewrite import on, rewrite_module
+from .timeline import replace_at
+from .trace import Declined, no
+
+QUARTER = -0.25  # of a turn over a block: what wraps around then lands in the imaginary part
+LENGTH = 2048  # steps that a symbolic length stands for
+BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)  # lengths of transforms, besides that of the whole sequence
+PASS_COST = 24  # reading and writing a spectrum once, in products per element
+
+
+def transform_long_convs(module: Module) -> Module:
+    """Cut a long convolution into blocks, which are multiplied as spectra.
+
+    Before::
+
+        v0: f32[B, L, 4] = long_conv(x, k, optional=())  # k: f32[4096, 4]
+
+    After, for blocks of Q = 512 steps, each turned by a quarter over its length (n blocks of x, 8 of k)::
+
+        spectra of x: c64[B, n, Q * 4], of k: c64[8, Q * 4]
+        v0: c64[B, n, Q * 4] = long_conv(spectra of x, spectra of k, optional=())
+        blocks of the result: real part, plus the imaginary part of the block before
+
+    A product of spectra wraps around after Q steps. Turning every block by exp(i pi t / 2 Q) first makes what wraps
+    imaginary (the right-angle convolution: Crandall and Fagin, 1994), so that nothing is padded to twice its length. Where
+    one block holds the whole sequence, the imaginary part is the future's.
+
+    Needs: nothing. Guarantees: equal up to rounding; spectra of weights are constants.
+    """
+    return rewrite_module(module, long_conv_by_transforms)
+
+
+@on("long_conv")
+def long_conv_by_transforms(node: Node) -> Value | Declined | None:
+    """A convolution with many taps is a product of spectra"""
+    x, k, *future = node.inputs
+    if x.type.dtype.name not in ("f32", "f64"):
+        return None
+    plan = min(_plans(node), key=lambda plan: plan.cost)
+    if plan.block is None:
+        return no(f"one product per tap is cheaper: {plan.cost:.0f} per element")
+    if plan.whole:
+        return _in_one_block(x, k, future, plan.block)
+    y = _in_blocks(x, _cut(k, x.dims[1]), plan.block)
+    if not future:
+        return y
+    late = ops.pad(future[0], low=(1, 0), high=(0, 0), value=0.0)
+    ahead = _in_blocks(ops.flip(x, axes=(1,)), _cut(late, x.dims[1]), plan.block)
+    return ops.add(y, ops.flip(ahead, axes=(1,)))
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Products per element, and the length of a block; no block is one product per tap."""
+
+    cost: float
+    block: int | None = None
+    whole: bool = False
+
+
+def _plans(node: Node) -> Iterator[Plan]:
+    x, *kernels = node.inputs
+    length = _representative(x.dims[1])
+    taps = [min(_representative(k.dims[0]), length) for k in kernels]
+    yield Plan(sum(t * (1 - t / (2 * length)) for t in taps))
+    moving = any(not isinstance(k.dims[0], int) for k in kernels)
+    whole = convenient(length)
+    if isinstance(x.dims[1], int):
+        yield Plan(_spectral(whole, moving) * whole / length, whole, whole=True)
+    for block in BLOCKS:
+        if block < length:
+            count = -(-length // block) * block / length
+            products = sum(2 * -(-t // block) * (1 - t / (2 * length)) for t in taps)
+            yield Plan((_spectral(block, moving) * len(taps) + products + PASS_COST) * count, block)
+
+
+def _spectral(n: int, moving: bool) -> float:
+    """Two transforms of length n, or three if the kernel's must be done as well."""
+    return (3 if moving else 2) * (2 * work(n) + PASS_COST)
+
+
+def _representative(dim: Dim) -> int:
+    return dim if isinstance(dim, int) else LENGTH
+
+
+def _cut(k: Value, length: Dim) -> Value:
+    """Taps before the first step are never used."""
+    whole, steps = k.dims[0], length
+    longer = isinstance(whole, int) and isinstance(steps, int) and whole > steps
+    return ops.slice_axis(k, 0, 0, length) if longer else k
+
+
+# --- the rewrite ------------------------------------------------------------------------------------------------------
+
+
+def _in_one_block(x: Value, k: Value, future: list[Value], n: int) -> Value:
+    """One transform over the whole sequence; the future wraps around to the end of the kernel, a quarter turn behind."""
+    batch, length, channels = x.dims
+    kernel = ops.reshape(_padded(_cut(k, length), 0, n), dims=(1, 1, n, channels))
+    if future:
+        ahead = ops.flip(_padded(_cut(future[0], length - 1), 0, n), axes=(0,))
+        kernel = ops.concat(kernel, ops.neg(ops.reshape(ahead, dims=kernel.dims)), axis=1)
+    spectrum = transform(kernel, Wave(-1, before=QUARTER))
+    signal = ops.reshape(_padded(x, 1, n), dims=(batch, 1, n, channels))
+    product = turn(transform(signal, Wave(-1, before=QUARTER)), spectrum)
+    y = transform(product, Wave(1, after=QUARTER), scale=1 / n, parts=1)
+    return ops.slice_axis(ops.reshape(y, dims=(batch, n, channels)), 1, 0, length)
+
+
+def _in_blocks(x: Value, k: Value, n: int) -> Value:
+    """Blocks of n steps and n taps: their spectra are convolved from block to block."""
+    batch, length, channels = x.dims
+    count, taps = (length + n - 1) // n, (k.dims[0] + n - 1) // n
+    signals = _spectra(_padded(x, 1, count * n), (batch, count), n)
+    kernels = _spectra(_padded(k, 0, taps * n), (taps,), n)
+    product = ops.long_conv(signals, kernels)
+    both = ops.concat(
+        *(ops.reshape(part(product), dims=(batch * count, 1, n, channels)) for part in (ops.real, ops.imag)), axis=1
+    )
+    y = transform(both, Wave(1, after=QUARTER), scale=1 / n)
+    here, wrapped = (ops.reshape(ops.slice_axis(y, 1, i, i + 1), dims=(batch, count * n, channels)) for i in (0, 1))
+    late = ops.slice_axis(ops.pad(wrapped, low=(0, n, 0), high=(0, 0, 0), value=0.0), 1, 0, length)
+    return ops.add(ops.slice_axis(here, 1, 0, length), late)
+
+
+def _spectra(x: Value, lead: tuple[Dim, ...], n: int) -> Value:
+    """The turned spectra of [*lead * n, channels], complex [*lead, n * channels]."""
+    channels = x.dims[-1]
+    blocks = transform(ops.reshape(x, dims=(dims.size(lead), 1, n, channels)), Wave(-1, before=QUARTER))
+    re, im = (ops.reshape(ops.slice_axis(blocks, 1, i, i + 1), dims=(*lead, n * channels)) for i in (0, 1))
+    joined: Value = ops.complex(re, im)
+    return joined
+
+
+def _padded(x: Value, axis: int, to: Dim) -> Value:
+    """Zeros at the end of an axis."""
+    if x.dims[axis] == to:
+        return x
+    none = (0,) * x.type.rank
+    return ops.pad(x, low=none, high=replace_at(none, axis, to - x.dims[axis]), value=0.0)

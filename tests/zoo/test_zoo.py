@@ -6,7 +6,7 @@ A model is a file with ``build()``, which the command line takes as well, and wh
 ``CAUSAL``   whether a token sees only those before it
 ``LENGTHS``  extents to try besides the example's: of ``L``, or by name where there are several
 ``EXPORT``   optional: further arguments of ``coilc.export``
-``TOKENS``   where no length is dynamic: how many tokens the example has
+``TOKENS``   where the length is fixed: how many tokens there are
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Case:
     @property
     def lengths(self) -> list[str | int]:
         """Symbols along the sequence, or its fixed extent."""
-        return [name for name in self.dynamic.ranges if name != "B"] or [self.file.TOKENS]
+        fixed = getattr(self.file, "TOKENS", None)
+        return [fixed] if fixed else [name for name in self.dynamic.ranges if name != "B"]
 
     def sizes(self) -> Iterator[dict[str, int]]:
         """The example's extents, then those to try, with batches of 1, 2 and 3 in turn."""
@@ -83,7 +84,7 @@ class Case:
                 shape[axis] = dims.evaluate(dim, size)
         if example.is_floating_point():
             return torch.randn(shape, generator=generator).to(example.dtype)
-        return torch.randint(0, int(example.max()) + 1, shape, generator=generator).to(example.dtype)
+        return torch.randint(int(example.min()), int(example.max()) + 1, shape, generator=generator).to(example.dtype)
 
     def eager(self, inputs: dict[str, Any], dtype: torch.dtype = torch.float32) -> list[np.ndarray]:
         module = self.module if dtype is torch.float32 else copy.deepcopy(self.module).to(dtype)

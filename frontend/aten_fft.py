@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from coilc.ir import Dim, Value, dims, ops
+from coilc.ir import Dim, Value, dims, literal, ops
 from coilc.ir.types import DTYPES, DType
 
 from .aten import Call, aten, axis_of, dim_value
@@ -50,5 +50,7 @@ def _scaled(x: Value, extents: Sequence[Dim], wanted: int, done: int) -> Value:
 
 
 def _power(length: Dim, exponent: float, dtype: DType) -> Value:
+    if isinstance(length, int):
+        return literal(length**exponent, dtype)
     real = ops.pow(dim_value(length, PARTS.get(dtype.name, dtype)), exponent)
     return ops.cast(real, dtype=dtype) if dtype.is_complex else real

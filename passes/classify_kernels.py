@@ -175,7 +175,7 @@ def _mul(node: Node, operands: list[Known]) -> Known:
             return _product(x, y)
         case Ramp(slope, offset, axis), Value():
             factor = _steady(y, axis)
-            return Ramp(ops.mul(slope, factor), ops.mul(offset, factor), axis)
+            return Ramp(ops.mul(slope, factor), offset if scalar(offset) == 0 else ops.mul(offset, factor), axis)
         case Modes(), Value():
             factor = _steady(y, x.axis)
             if x.real and factor.type.dtype.is_complex:
@@ -208,7 +208,7 @@ def _add(node: Node, operands: list[Known]) -> Known:
     if isinstance(x, Value):
         x, y = y, x
     match x, y:
-        case Ramp(slope, offset, axis), Ramp():
+        case Ramp(slope, offset, axis), Ramp() if axis == y.axis:
             return Ramp(ops.add(slope, y.slope), ops.add(offset, y.offset), axis)
         case Ramp(slope, offset, axis), Value():
             return Ramp(slope, ops.add(offset, _steady(y, axis)), axis)
@@ -261,7 +261,8 @@ def _exp(node: Node, operands: list[Known]) -> Known:
     (x,) = operands
     if not isinstance(x, Ramp):
         raise _refuse("an exponential of a sum")
-    return Modes(_with_modes(ops.exp(x.offset)), _with_modes(ops.exp(x.slope)), x.axis)
+    scale = _ones(x.offset) if scalar(x.offset) == 0 else ops.exp(x.offset)
+    return Modes(_with_modes(scale), _with_modes(ops.exp(x.slope)), x.axis)
 
 
 def _wave(node: Node, operands: list[Known]) -> Known:

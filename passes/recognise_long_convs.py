@@ -98,15 +98,16 @@ def _likely_signal(sequence: Signal) -> tuple[bool, int]:
 def _factors(value: Value) -> tuple[float, list[Value]]:
     """The factors of a complex product, numbers apart."""
     if value.op is ops.broadcast and value.node.inputs[0].op in (ops.mul, ops.div):
-        return 1.0, [value]
+        number, parts = _factors(value.node.inputs[0])
+        return number, [_spread_to(part, value.dims) for part in parts]
     if value.op is ops.mul:
         (a, left), (b, right) = map(_factors, value.node.inputs)
         return a * b, [*left, *right]
     if value.op is ops.div and (divisor := _complex_scalar(value.node.inputs[1])):
-        factor, parts = _factors(value.node.inputs[0])
-        return factor / divisor, parts
-    number = _complex_scalar(value)
-    return (1.0, [value]) if number is None else (number, [])
+        number, parts = _factors(value.node.inputs[0])
+        return number / divisor, parts
+    known = _complex_scalar(value)
+    return (1.0, [value]) if known is None else (known, [])
 
 
 def _complex_scalar(value: Value) -> float | None:
@@ -206,10 +207,11 @@ def _innermost(kept: tuple[Dim, ...], axis: int) -> int:
 
 def _kernel(k: Signal, kept: tuple[Dim, ...], axis: int, channels: list[int]) -> Value:
     """[taps, channels]."""
-    full = tuple(k.length if a == axis else kept[a] if a in channels else 1 for a in range(len(kept)))
-    order = (axis, *channels, *(a for a in range(len(kept)) if a != axis and a not in channels))
-    wide = ops.transpose(_spread_to(k.value, full), perm=order)
-    return ops.reshape(wide, dims=(k.length, dims.size(kept[a] for a in channels)))
+    axes = sorted((axis, *channels))
+    slim = ops.reshape(k.value, dims=tuple(k.value.dims[a] for a in axes))
+    wide = _spread_to(slim, tuple(k.length if a == axis else kept[a] for a in axes))
+    ordered = ops.transpose(wide, perm=tuple(axes.index(a) for a in (axis, *channels)))
+    return ops.reshape(ordered, dims=(k.length, dims.size(kept[a] for a in channels)))
 
 
 def _spread_to(x: Value, to: tuple[Dim, ...]) -> Value:

@@ -13,6 +13,7 @@ from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx import compilation_pipeline
 
 PIPELINE = "coilc"
+WORTH_IT = "coilc.worth_it"  # annotates a parallel loop with the condition under which it is one
 
 
 def _show_ramp(sum_: tirx.Add) -> tvm.ir.Expr:
@@ -27,6 +28,23 @@ def _is_zero(x: tvm.ir.Expr) -> bool:
     return isinstance(x, tirx.IntImm) and int(x.value) == 0
 
 
+def _only_if_worth_it(loop: tirx.For) -> tvm.ir.Node:
+    """The loop on the thread pool if its condition holds, on this thread otherwise."""
+    condition = loop.annotations.get(WORTH_IT)
+    if condition is None:
+        return loop
+    both = [
+        tirx.For(loop.loop_var, loop.min, loop.extent, kind, loop.body) for kind in (loop.kind, tirx.ForKind.SERIAL)
+    ]
+    return tirx.IfThenElse(condition, *both)
+
+
+@tvm.transform.module_pass(opt_level=0)
+def _test_parallel_loops(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Write parallel loops twice whose worth is known at run time only; the copies then need names of their own."""
+    return tirx.transform.ConvertSSA()(tvm_ffi.structural_map(module, (tirx.For, _only_if_worth_it)))
+
+
 @tvm.transform.module_pass(opt_level=0)
 def _show_ramps(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
     """Undo what ``FlattenBuffer`` does to explicit vector indices: it adds a broadcast zero."""
@@ -34,6 +52,7 @@ def _show_ramps(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRMod
 
 
 _PASSES = (
+    _test_parallel_loops,
     tirx.transform.FlattenBuffer(),
     _show_ramps,
     tirx.transform.VectorizeLoop(True),

@@ -69,7 +69,7 @@ def emit_attention(k: Anchor) -> None:
     assert per_group is not None, "the op's type rule"
     tile = Tile.of(k.target, k.compute_dtype(Q), widest=KEY_BLOCK)
     extents = [k.extent(batch), k.extent(heads), ceildiv(k.extent(length), ROW_BLOCK)]
-    with parallel(product(extents), d.size((batch, heads, length, extent, 2 * size + 2 * columns))) as index:
+    with parallel(k, product(extents), d.size((batch, heads, length, extent, 2 * size + 2 * columns))) as index:
         b, head, block = unravel(index, extents)
         first = block * i64(ROW_BLOCK)
         count = tirx.min(k.extent(length) - first, i64(ROW_BLOCK))

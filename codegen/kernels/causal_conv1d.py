@@ -32,7 +32,7 @@ def emit_causal_conv1d(k: Anchor) -> None:
     blocks = Blocks(channels, vectors * k.target.lanes(32))
     extents = [k.extent(batch), ceildiv(k.extent(length), TIME_BLOCK), i64(blocks.count(k.extent(channels)))]
     work = d.size((batch, length, channels, 2 * before + 2))
-    with parallel(extents[0] * extents[1] * extents[2], work) as task:
+    with parallel(k, extents[0] * extents[1] * extents[2], work) as task:
         b, time, block = unravel(task, extents)
         channel, width = blocks.start(block), blocks.width
         start = time * i64(TIME_BLOCK)

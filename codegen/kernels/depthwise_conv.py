@@ -27,7 +27,7 @@ def emit_depthwise_conv(k: Anchor) -> None:
     *outer, row = space
     extents = [k.extent(batch), *map(k.extent, outer), i64(blocks.count(k.extent(channels)))]
     work = d.size((batch, *space, *k.dims(W)))
-    with parallel(product(extents), work) as task:
+    with parallel(k, product(extents), work) as task:
         b, *at, block = unravel(task, extents)
         with serial(k.extent(row)) as last:
             _place(k, b, [*at, last], blocks.start(block), blocks.width)

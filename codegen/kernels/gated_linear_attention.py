@@ -70,7 +70,7 @@ def head_tasks(k: Anchor, vectors: int, work: int) -> Iterator[HeadTask]:
         raise UnsupportedError(f"{k.node.op.name} needs a fixed state size and whole groups of heads:", where)
     blocks = Blocks(size, vectors * k.target.lanes(32))
     extents = [k.extent(batch), k.extent(heads), i64(blocks.count(k.extent(size)))]
-    with parallel(product(extents), work * d.size((batch, length, heads, size, states))) as index:
+    with parallel(k, product(extents), work * d.size((batch, length, heads, size, states))) as index:
         b, head, block = unravel(index, extents)
         group = tirx.truncdiv(head, k.extent(per_group))
         yield HeadTask(k, b, head, group, blocks.start(block), blocks.width, states)

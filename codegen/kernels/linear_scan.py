@@ -20,7 +20,7 @@ def emit_linear_scan(k: Anchor) -> None:
     *outer, inner = space or (1,)
     blocks = Blocks(inner, VECTORS_PER_BLOCK * k.target.lanes(32))
     extents = [*map(k.extent, outer), i64(blocks.count(k.extent(inner)))]
-    with parallel(product(extents), 2 * d.size(k.dims(A))) as task:
+    with parallel(k, product(extents), 2 * d.size(k.dims(A))) as task:
         *at, block = unravel(task, extents)
         first = blocks.start(block)
         h = local((blocks.width,), dtype)

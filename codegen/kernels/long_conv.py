@@ -29,7 +29,7 @@ def emit_long_conv(k: Anchor) -> None:
     blocks = Blocks(channels, k.target.lanes(32))
     rows = steps * TILES_PER_TASK
     extents = [k.extent(batch), i64(blocks.count(k.extent(channels))), ceildiv(k.extent(length), rows)]
-    with parallel(extents[0] * extents[1] * extents[2], d.size((2, batch, length, channels, k.dims(K)[0]))) as task:
+    with parallel(k, extents[0] * extents[1] * extents[2], d.size((2, batch, length, channels, k.dims(K)[0]))) as task:
         b, block, part = unravel(task, extents)
         first = part * i64(rows)
         tiles = tirx.min(ceildiv(k.extent(length) - first, steps), i64(TILES_PER_TASK))

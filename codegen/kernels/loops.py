@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
 from ..scalar import Expr, inside_loop, vector
+from ..tir_passes import WORTH_IT
+
+if TYPE_CHECKING:
+    from .anchor import Anchor
 
 PARALLEL_FLOPS = 1 << 16  # below this a parallel launch (about a microsecond) costs more than it saves
 
@@ -37,10 +42,18 @@ def lanes(width: int) -> Any:
     return vector(width)
 
 
-def parallel(extent: Expr | int, work: Dim | None = None) -> Any:
-    """A loop over independent tasks, on the thread pool unless the whole work is known to be small or a loop is open."""
-    small = isinstance(work, int) and work < PARALLEL_FLOPS
-    return serial(extent) if small or inside_loop() else T.parallel(i64(0), i64(extent))
+def parallel(k: Anchor, extent: Expr | int, work: Dim) -> Any:
+    """A loop over independent tasks that do ``work`` operations in all: on the thread pool if that is worth a launch.
+
+    Where it depends on a symbol, ``codegen/tir_passes.py`` makes two loops of this one. Inside another loop it is serial.
+    """
+    low, high = d.bounds(work, {})
+    extent = i64(extent)
+    alone = isinstance(extent, tirx.IntImm) and int(extent) <= 1
+    if inside_loop() or alone or (high is not None and high < PARALLEL_FLOPS):
+        return serial(extent)
+    test = {} if low >= PARALLEL_FLOPS else {WORTH_IT: k.extent(work) >= i64(PARALLEL_FLOPS)}
+    return T.parallel(i64(0), extent, annotations=test)
 
 
 def local(shape: Sequence[int], dtype: str) -> tirx.Buffer:

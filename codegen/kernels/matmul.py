@@ -43,7 +43,7 @@ def _many_rows(k: Anchor) -> None:
     columns = k.dims(Y)[-1]
     tile = Tile.of(k.target, k.compute_dtype(X))
     extents = [*batch, ceildiv(k.extent(columns), tile.width), ceildiv(rows, ROW_BLOCK)]
-    with parallel(product(extents), _work(k)) as task:
+    with parallel(k, product(extents), _work(k)) as task:
         *at, column_block, row_block = unravel(task, extents)
         first, column = row_block * i64(ROW_BLOCK), column_block * i64(tile.width)
         count = tirx.min(rows - first, i64(ROW_BLOCK))
@@ -109,7 +109,7 @@ def _few_rows(k: Anchor) -> None:
     columns = k.dims(Y)[-1]
     tile = Tile.of(k.target, k.compute_dtype(X))
     extents = [*batch, ceildiv(k.extent(columns), tile.width)]
-    with parallel(product(extents), _work(k)) as task:
+    with parallel(k, product(extents), _work(k)) as task:
         *at, block = unravel(task, extents)
         column = block * i64(tile.width)
         sums = local((FEW_ROWS, tile.width), tile.dtype)

@@ -26,7 +26,7 @@ def emit_packed_matmul(k: Anchor) -> None:
     tile = Tile.of(k.target, k.compute_dtype(X), widest=k.fixed(k.dims(W)[2]))
     rows = k.extent(d.size(leading))
     extents = [ceildiv(rows, ROW_BLOCK), ceildiv(k.extent(columns), tile.width)]
-    with parallel(extents[0] * extents[1], 2 * d.size((*leading, inner, columns))) as task:
+    with parallel(k, extents[0] * extents[1], 2 * d.size((*leading, inner, columns))) as task:
         row_block, column_block = unravel(task, extents)
         out = local((tile.rows, tile.width), tile.dtype)
         first = row_block * i64(ROW_BLOCK)

@@ -100,7 +100,7 @@ def _emit_by_element(loop: Loop) -> None:
     bits = max(32, *(type_.dtype.bits for node in loop.body.nodes for type_ in node.types))
     blocks = Blocks(inner, VECTORS_PER_BLOCK * k.target.lanes(bits))
     extents = [*(k.extent(dim) for dim in outer), i64(blocks.count(k.extent(inner)))]
-    with parallel(product(extents), d.size((*space, loop.length, len(loop.body.nodes)))) as task:
+    with parallel(k, product(extents), d.size((*space, loop.length, len(loop.body.nodes)))) as task:
         *at, block = unravel(task, extents)
         first = blocks.start(block)
         _run_block(loop, blocks.width, lambda j: [*at, first + j][: len(space)])

@@ -35,7 +35,7 @@ def emit_selective_scan(k: Anchor) -> None:
     vectors = VECTORS_PER_BLOCK if k.target.memory_operands else VECTORS_WITHOUT_MEMORY_OPERANDS
     blocks = Blocks(per_group, vectors * k.target.lanes(32))
     extents = [k.extent(batch), k.extent(groups), blocks.count(k.extent(per_group))]
-    with parallel(product(extents), d.size((batch, length, channels, 16 * states))) as task:
+    with parallel(k, product(extents), d.size((batch, length, channels, 16 * states))) as task:
         b, g, block = unravel(task, extents)
         _scan_block(k, b, g, g * k.extent(per_group) + blocks.start(block), blocks.width)
 

@@ -16,6 +16,7 @@ from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Graph, Node, UnsupportedError, Value
 from coilc.ir import dims as d
+from coilc.ir.cost import graph_flops
 from coilc.passes.schedule_steps import Step, schedule_step
 
 from ..kernel import Kernel
@@ -90,7 +91,8 @@ def _emit(k: Anchor, step: Step, rows: d.SymDim | None = None) -> None:
     """All tasks of one form of the step."""
     body: Graph = k.node.attrs["body"]
     extents = [ceildiv(k.extent(cut.extent), 1 if cut.rows == 1 else ROWS) for cut in step.cuts] or [i64(1)]
-    with parallel(product(extents)) as task:
+    work = graph_flops(body) * k.dims(k.node.attrs["carries"])[k.node.attrs["axis"]]
+    with parallel(k, product(extents), work) as task:
         indices = unravel(task, extents)
         firsts = [i if cut.rows == 1 else i * i64(ROWS) for cut, i in zip(step.cuts, indices, strict=False)]
         cuts = list(zip(step.cuts, firsts, strict=True))

@@ -10,7 +10,7 @@ import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
-from tvm.tirx.script.builder.frame import ForFrame
+from tvm.tirx.script.builder.frame import ForFrame, WhileFrame
 
 from coilc.ir import DType
 
@@ -67,7 +67,7 @@ def vector(width: int) -> Iterator[Expr]:
 
 def inside_loop() -> bool:
     """Whether the code being written is inside a loop: parallel loops must not nest."""
-    return any(isinstance(frame, ForFrame) for frame in IRBuilder.current().frames)
+    return any(isinstance(frame, ForFrame | WhileFrame) for frame in IRBuilder.current().frames)
 
 
 def bind(x: Expr) -> Expr:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from coilc.ir import Graph, OpDef, TensorType, UnsupportedError, Value, ops
+from coilc.ir import Graph, Node, OpDef, TensorType, UnsupportedError, Value, at, ops
 
 from .aten import broadcast, concat, slice_axis, truth
 
@@ -69,6 +69,37 @@ def _loop(
     _require_same_types([v.type for v in init], body)
     operands = (*init, *xs, *captured)
     return list(ops.scan.node(*operands, body=body, carries=len(init), sequences=len(xs), axis=0).results)
+
+
+def _while_loop(converter: Converter, args: Sequence[Any]) -> list[Value]:
+    """``while_loop(condition, body, carries, rest)``."""
+    condition, block, init, rest = args[:4]
+    if not all(isinstance(x, Value) for x in init):
+        raise _refuse("a while_loop that carries a number; carry a tensor, such as torch.zeros((), dtype=torch.int64)")
+    taken = converter.condition()  # of the branch around the loop, in which it might never end
+    types = [v.type for v in init]
+    body, read = converter.body("body", block, types, rest)
+    asked, asked_of = converter.body("condition", condition, types, rest)
+    operands = list(dict.fromkeys((*read, *asked_of, *([] if taken is None else [taken]))))
+    inputs = {v: ops.input_(name=f"c{i}", type=v.type) for i, v in enumerate(operands)}
+    body, asked = _with_inputs(body, read, inputs), _with_inputs(asked, asked_of, inputs)
+    if taken is not None:
+        asked = asked.with_results([ops.logical_and(inputs[taken], asked.results[0])])
+    _require_same_types(types, body)
+    loop = ops.while_loop.node(*init, *operands, condition=asked, body=body, carries=len(init))
+    return list(loop.results)
+
+
+def _with_inputs(body: Graph, read: Sequence[Value], inputs: Mapping[Value, Value]) -> Graph:
+    """The body with inputs for all of ``inputs``, where it reads only some of these values."""
+    carries = body.inputs[: len(body.inputs) - len(read)]
+    renamed = dict(zip(body.inputs, (*carries, *(inputs[v] for v in read)), strict=True))
+    for node in body.nodes:
+        if node.op is not ops.input_:
+            with at(node.location):
+                rebuilt = Node.make(node.op, tuple(renamed[v] for v in node.inputs), node.attrs)
+            renamed.update(zip(node.results, rebuilt.results, strict=True))
+    return Graph(body.name, (*carries, *inputs.values()), tuple((name, renamed[v]) for name, v in body.outputs))
 
 
 def _require_same_types(carried: Sequence[TensorType], body: Graph) -> None:
@@ -125,6 +156,7 @@ HIGHER_ORDER: Mapping[str, Rule] = {
     "scan": _scan,
     "associative_scan": _associative_scan,
     "map_impl": _map,
+    "while_loop": _while_loop,
     "cond": _cond,
     "wrap_with_set_grad_enabled": _mode(1),
     "wrap_with_autocast": _mode(4),

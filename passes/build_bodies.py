@@ -16,7 +16,7 @@ from coilc.ir import Graph, Location, Node, Value, VerifyError, at, ops
 from coilc.ir.core import topological_order
 from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, STRUCTURAL, OpDef
 
-from .independent_axes import carries_in_results
+from .independent_axes import LOOPS, carries_in_results
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Schedule:
     def values_read_elsewhere(self) -> Mapping[Group, tuple[Value, ...]]:
         read = {self.base(v) for reads in self.reads.values() for v in reads}
         read |= {self.base(v) for v in self.graph.results}
-        read |= {Value(node, i) for node in self.owner if node.op is ops.scan for i in carries_in_results(node)}
+        read |= {Value(node, i) for node in self.owner if node.op in LOOPS for i in carries_in_results(node)}
         owned = {group: [v for node in group.nodes for v in node.results if v in read] for group in self.groups}
         return {group: tuple(values) for group, values in owned.items()}
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from coilc.ir import Dims, Graph, Node, ops
+from coilc.ir import Dims, Graph, Node
 from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
 
-from .independent_axes import carries_in_results
+from .independent_axes import LOOPS, carries_in_results
 from .trace import record_refusal
 
 Kind = Literal["pointwise", "row", "reduce", "anchor"]
@@ -99,7 +99,7 @@ def seed_region(node: Node) -> Region:
 
 def grow(region: Region, seed: Node, uses: Uses, owner: Mapping[Node, Region]) -> list[Node]:
     """The longest extension of ``seed`` downstream that has a single exit."""
-    if seed.op.name in BUILT_IN_PLACE or (seed.op is ops.scan and carries_in_results(seed)):
+    if seed.op.name in BUILT_IN_PLACE or (seed.op in LOOPS and carries_in_results(seed)):
         return [seed]
     members, best, seen = [seed], 1, {seed}
     queue = [(uses.position[n], n) for n in uses.first_result_readers[seed]]

@@ -195,9 +195,14 @@ def shares_a_matrix(classes: Classes, root: Axis) -> bool:
     return False
 
 
+LOOPS = frozenset({ops.scan, ops.while_loop})
+
+
 def carries_in_results(node: Node) -> list[int]:
-    """The carries of a scan that live in the memory of its results, because a task's part has no static size."""
-    body, _, _ = narrowed(node.attrs["body"], node.attrs["carries"])
+    """The carries of a loop that live in the memory of its results, because a task's part has no static size."""
+    body: Graph = node.attrs["body"]
+    if node.op is ops.scan:
+        body, _, _ = narrowed(body, node.attrs["carries"])
     return [i for i in range(node.attrs["carries"]) if not isinstance(body.results[i].type.size, int)]
 
 

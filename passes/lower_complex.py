@@ -310,6 +310,18 @@ def scan_of_parts(node: Node) -> tuple[Value, ...] | None:
     return tuple(ops.complex(next(results), next(results)) if t.dtype.is_complex else next(results) for t in node.types)
 
 
+@on("while_loop")
+def while_loop_of_parts(node: Node) -> tuple[Value, ...] | None:
+    """A loop over complex values carries both parts"""
+    if not has_complex(node):
+        return None
+    carries = sum(1 + v.type.dtype.is_complex for v in node.inputs[: node.attrs["carries"]])
+    operands = [p for v in node.inputs for p in (parts(v) if v.type.dtype.is_complex else (v,))]
+    body, condition = _split_body(node.attrs["body"]), _split_body(node.attrs["condition"])
+    results = iter(ops.while_loop.node(*operands, condition=condition, body=body, carries=carries).results)
+    return tuple(ops.complex(next(results), next(results)) if t.dtype.is_complex else next(results) for t in node.types)
+
+
 def _split_body(body: Graph) -> Graph:
     inputs: list[Value] = []
     mapping: dict[Value, Value] = {}
@@ -344,5 +356,5 @@ def composite_of_complex(node: Node) -> Value | tuple[Value, ...] | None:
 
 RULES: tuple[Rule, ...] = (
     weight_parts, constant_parts, part_of_complex, abs_of_complex, compare_parts, cast_parts, arithmetic_on_parts, bilinear_on_parts,
-    scan_of_parts, linear_on_parts, composite_of_complex,
+    scan_of_parts, while_loop_of_parts, linear_on_parts, composite_of_complex,
 )  # fmt: skip

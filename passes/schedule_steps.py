@@ -59,14 +59,22 @@ class Step:
 
 def schedule_step(node: Node, rows: Dim = 1) -> Step:
     """The step of a scan; ``rows`` as in ``narrowed``."""
-    original: Graph = node.attrs["body"]
-    body, cuts, became = narrowed(original, node.attrs["carries"], rows)
+    body, cuts, became = narrowed(node.attrs["body"], node.attrs["carries"], rows)
+    return _scheduled(body, cuts, {part: value for value, part in became.items()})
+
+
+def schedule_whole(body: Graph) -> Step:
+    """A body that is one task, or a condition."""
+    return _scheduled(body, (), {value: value for node in body.nodes for value in node.results})
+
+
+def _scheduled(body: Graph, cuts: Sequence[Cut], before: Mapping[Value, Value]) -> Step:
+    """``before``: values of ``body`` to those of the original one."""
     results = tuple(dict.fromkeys(body.results))
     unique = replace(body, outputs=tuple((f"r{i}", v) for i, v in enumerate(results)))
     schedule = Schedule(unique, group(unique))
     graph = schedule.build()
     written = {**schedule.built, **dict(zip(results, graph.results, strict=True))}
-    before = {part: value for value, part in became.items()}
     sources = {to: before[value] for value, to in written.items() if to.op is ops.fused}
     return Step(body, cuts, graph, [written[v] for v in body.results], sources)
 
@@ -93,25 +101,53 @@ def give_memory_to_steps(module: Module) -> Module:
 
     Needs: core ops and claimed composites. Guarantees: a step's kernels write to local memory or to a carry of their own.
     """
-    return rewrite_module(module, memory_in_carries)
+    return rewrite_module(module, memory_in_carries, memory_in_carries_of_while)
 
 
 @on("scan")
 def memory_in_carries(node: Node) -> tuple[Value, ...] | None:
     """A scan carries what its step keeps and does not know the size of"""
     loop, step = Loop(node), schedule_step(node)
-    homeless = [
-        value
-        for kept, value in step.sources.items()
-        if not isinstance(kept.type.size, int) and step.result_for(kept, loop.carries) is None
-    ]
-    if not homeless:
+    memory = _memory(step, loop.body, loop.carries)
+    if not memory:
         return None
-    names = {v.node.attrs["name"] for v in loop.body.inputs}
-    fresh = (name for name in map("memory{}".format, count()) if name not in names)
-    memory = {ops.input_(name=name, type=value.type): value for name, value in zip(fresh, homeless, strict=False)}
     carries = {**dict(zip(loop.body_carries, loop.inits, strict=True)), **{v: ops.zeros(v.type) for v in memory}}
     outputs = loop.body.outputs
     extra = [(f"memory{i}", value) for i, value in enumerate(memory.values(), len(outputs))]
     results = loop.rebuilt((*outputs[: loop.carries], *extra, *outputs[loop.carries :]), carries)
     return (*results[: loop.carries], *results[loop.carries + len(extra) :])
+
+
+@on("while_loop")
+def memory_in_carries_of_while(node: Node) -> tuple[Value, ...] | None:
+    """A loop carries what its step keeps and does not know the size of"""
+    body, carries, condition = (node.attrs[name] for name in ("body", "carries", "condition"))
+    memory = _memory(schedule_whole(body), body, carries)
+    if not memory:
+        return None
+    extra = tuple((f"memory{i}", value) for i, value in enumerate(memory.values(), len(body.outputs)))
+
+    def widened(graph: Graph) -> Graph:
+        return replace(graph, inputs=(*graph.inputs[:carries], *memory, *graph.inputs[carries:]))
+
+    results = ops.while_loop.node(
+        *node.inputs[:carries],
+        *(ops.zeros(v.type) for v in memory),
+        *node.inputs[carries:],
+        condition=widened(condition),
+        body=replace(widened(body), outputs=(*body.outputs, *extra)),
+        carries=carries + len(memory),
+    ).results
+    return results[:carries]
+
+
+def _memory(step: Step, body: Graph, carries: int) -> dict[Value, Value]:
+    """A new input of the body for each of its values that is kept and has neither a static size nor a carry."""
+    homeless = [
+        value
+        for kept, value in step.sources.items()
+        if not isinstance(kept.type.size, int) and step.result_for(kept, carries) is None
+    ]
+    names = {v.node.attrs["name"] for v in body.inputs}
+    fresh = (name for name in map("memory{}".format, count()) if name not in names)
+    return {ops.input_(name=name, type=value.type): value for name, value in zip(fresh, homeless, strict=False)}

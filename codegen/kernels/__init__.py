@@ -25,6 +25,7 @@ from .pool import emit_pool
 from .prefix import emit_cumulative
 from .scan import emit_scan
 from .selective_scan import emit_selective_scan
+from .while_loop import emit_while_loop
 
 TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.matmul: emit_matmul,
@@ -33,6 +34,7 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.causal_conv1d: emit_causal_conv1d,
     ops.long_conv: emit_long_conv,
     ops.scan: emit_scan,
+    ops.while_loop: emit_while_loop,
     ops.attention: emit_attention,
     ops.linear_scan: emit_linear_scan,
     ops.gated_linear_attention: emit_gated_linear_attention,

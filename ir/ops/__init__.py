@@ -102,4 +102,5 @@ from .prefix import cummax, cumprod, cumsum, logcumsumexp, sort, topk
 from .recurrence import body_input, causal_conv1d, gated_linear_attention, linear_scan, scan, selective_scan
 from .reduce import all, any, argmax, argmin, logsumexp, max, mean, min, prod, sum, var
 from .structural import constant, fused, input_, weight, zeros
+from .while_loop import while_loop
 from .wkv import wkv

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch._higher_order_ops.associative_scan import associative_scan
 from torch._higher_order_ops.map import map as map_over
 from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
 
 import coilc
 from coilc.comparison.metrics import difference, tolerance_for
-from coilc.ir import Module, interpret
+from coilc.ir import Module, UnsupportedError, interpret, parse_graphs, print_graph, print_module
 from coilc.passes import run_pipeline
 
 D = 3
@@ -25,6 +26,12 @@ SIZES = ((1, 1), (2, 2), (3, 9), (2, 64))
 
 def tokens(batch: int, length: int) -> Tensor:
     return torch.randn(batch, length, D, generator=torch.Generator().manual_seed(batch + length))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> None:
+    """torch traces these ops by what it remembers of earlier ones, and trips over it when they are nested."""
+    torch._dynamo.reset()
 
 
 class Function(nn.Module):
@@ -132,8 +139,72 @@ def loop_per_branch(_: Any, x: Tensor) -> Any:
     return torch.cond(x.sum() > 0, looped, lambda y: y * 2, (x.transpose(0, 1).contiguous(),))
 
 
-BATCHED = (recurrent, backwards, affine, last_first, products, sums, mapped, branches, unsafe)
-SINGLE = (nested, branch_per_step, loop_per_branch)  # these mix the batch inside a step, so it is static
+def doubled(_: Any, x: Tensor) -> Any:
+    """How often ``x`` is doubled before its sum is large: another number of steps for other values."""
+    return while_loop(
+        lambda count, y: (y.abs().sum() < 500) & (count < 40),
+        lambda count, y: (count + 1, y * 2 + count),
+        (torch.zeros((), dtype=torch.int64), x),
+    )
+
+
+def newton(model: Any, x: Tensor) -> Any:
+    """Square roots, until no element changes by much; a module's weight is read inside."""
+    wanted = x.abs() + model.linear.weight[0].abs() + 0.1
+
+    def step(root: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        after = 0.5 * (root + wanted / root)
+        return after, (after - root).abs().max()
+
+    return while_loop(lambda _, change: change > 1e-3, step, (wanted.clone(), torch.full((), 1.0)))[0]
+
+
+def turning(_: Any, x: Tensor) -> Any:
+    """A complex carry."""
+    z = torch.complex(x, torch.ones_like(x))
+    found = while_loop(
+        lambda n, z: n < 5, lambda n, z: (n + 1, z * (0.6 + 0.8j)), (torch.zeros((), dtype=torch.int64), z)
+    )[1]
+    return torch.view_as_real(found)
+
+
+def only_where_taken(_: Any, x: Tensor) -> Any:
+    """The loop would never end where the other branch is taken."""
+
+    def looped(y: Tensor) -> Tensor:
+        return while_loop(lambda y: y[0, 0, 0] < 100, lambda y: (y * 2,), (y,))[0]
+
+    return torch.cond(x[0, 0, 0] > 0, looped, lambda y: y * 3, (x,))
+
+
+def loop_per_step(_: Any, x: Tensor) -> Any:
+    def step(h: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
+        h = while_loop(lambda h: h.abs().max() > 0.5, lambda h: (h * 0.5,), (h + x_t,))[0]
+        return h, h.clone()
+
+    return scan(step, torch.zeros_like(x[:, 0]), x, dim=1)
+
+
+def scan_per_loop(_: Any, x: Tensor) -> Any:
+    def add(total: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+        total = total * 0.5 + row
+        return total, total.clone()
+
+    rows = x[0, :1].expand(4, -1).contiguous()
+    return while_loop(
+        lambda y: y.abs().sum() < 50, lambda y: (scan(add, torch.ones_like(y[0]), y)[1] * 2 + 1,), (rows,)
+    )[0]
+
+
+BATCHED = (recurrent, backwards, affine, last_first, products, sums, mapped, branches, unsafe, doubled, newton, turning)
+SINGLE = (
+    nested,
+    branch_per_step,
+    loop_per_branch,
+    only_where_taken,
+    loop_per_step,
+    scan_per_loop,
+)  # these mix the batch inside a step, so it is static
 
 
 def signature(program: Module, x: Tensor) -> dict[str, np.ndarray]:
@@ -191,3 +262,19 @@ def test_a_program_from_a_file(tmp_path: Path) -> None:
             interpret(program := coilc.import_program(tmp_path / "m.pt2"), signature(program, tokens(2, 5))),
             model(tokens(2, 5)),
         )
+
+
+def counted(_: Any, x: Tensor) -> Any:
+    return while_loop(lambda n, y: n < 3, lambda n, y: (n + 1, y * 2), (0, x))[1]  # a number
+
+
+def test_a_loop_that_carries_a_number_is_refused_with_its_line() -> None:
+    with pytest.raises(UnsupportedError, match=r"carries a number; carry a tensor.*test_higher_order.py:\d+"):
+        coilc.export(Function(counted), (tokens(2, 5),))
+
+
+def test_a_loop_prints_and_parses() -> None:
+    program = coilc.export(Function(doubled), (tokens(2, 5),), dynamic_shapes={"x": {0: "B", 1: "L"}})
+    text = print_module(program)
+    (graph,) = parse_graphs(text)
+    assert print_graph(graph) == text

@@ -119,8 +119,8 @@ def mamba_chunk_scan_combined(
     step = step.float() if step.dtype.itemsize < 4 else step
     before = None if initial_states is None else initial_states.transpose(2, 3).to(step.dtype)
     value = x * step[..., None]
-    y, last = rec.gated_linear_attention(C.to(value.dtype), B.to(value.dtype), value, step * A, before)
-    y = y if D is None else y + x * (D if D.dim() == 2 else D[:, None])
+    y, last = rec.gated_linear_attention(C.to(value.dtype), B.to(value.dtype), value, A * step, before)
+    y = y if D is None else y + (D if D.dim() == 2 else D[:, None]) * x
     y = y if z is None else y * functional.silu(z)
     return (y, last.transpose(2, 3)) if return_final_states else y
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, pairwise
 
 from coilc.ir import Dim, Dims, Value, dims, literal, ops
 from coilc.ir.opdef import ELEMENTWISE
@@ -152,6 +153,7 @@ def product(
         extent: the size of every axis in ``groups``.
         like: where the element type comes from when there is no factor (the product is then 1).
     """
+    factors, groups, extent = _merged(factors, groups, extent)
     order = [axis for group in groups for axis in group]
     parts = [_arranged(f, order) for f in factors] or [literal(1, like.type.dtype)]
     result = parts[0]
@@ -161,6 +163,32 @@ def product(
     result = result if result.dims == full else ops.broadcast(result, dims=full)
     merged = tuple(dims.size(extent[axis] for axis in group) for group in groups)
     return result if result.dims == merged else ops.reshape(result, dims=merged)
+
+
+def _merged(
+    factors: Sequence[Factor], groups: Sequence[Sequence[int]], extent: Mapping[int, Dim]
+) -> tuple[Sequence[Factor], Sequence[Sequence[int]], Mapping[int, Dim]]:
+    """Axes of one group that every factor has side by side, or lacks, as one axis."""
+    for place, group in enumerate(groups):
+        for pair in pairwise(group):
+            if all(_side_by_side(f, pair) for f in factors):
+                fused = [axis for axis in group if axis != pair[1]]
+                sizes = {**extent, pair[0]: extent[pair[0]] * extent[pair[1]]}
+                rest = [_fused(f, pair) for f in factors]
+                return _merged(rest, [*groups[:place], fused, *groups[place + 1 :]], sizes)
+    return factors, groups, extent
+
+
+def _side_by_side(factor: Factor, pair: tuple[int, int]) -> bool:
+    return not factor.support & set(pair) or pair in pairwise(factor.axes)
+
+
+def _fused(factor: Factor, pair: tuple[int, int]) -> Factor:
+    if pair[0] not in factor.axes:
+        return factor
+    place, value = factor.axes.index(pair[0]), factor.value
+    dims = (*value.dims[:place], value.dims[place] * value.dims[place + 1], *value.dims[place + 2 :])
+    return Factor(ops.reshape(value, dims=dims), (*factor.axes[: place + 1], *factor.axes[place + 2 :]))
 
 
 def _arranged(factor: Factor, order: Sequence[int]) -> Value:
@@ -173,5 +201,5 @@ def _arranged(factor: Factor, order: Sequence[int]) -> Value:
     perm = (*sorted(held, key=lambda i: order.index(factor.axes[i])), *rest)
     moved = factor.value if perm == tuple(range(len(perm))) else ops.transpose(factor.value, perm=perm)
     extents = {axis: n for axis, n in zip(factor.axes, factor.value.dims, strict=True)}
-    placed = tuple(extents.get(axis, 1) for axis in order)
+    placed = tuple(dropwhile(lambda n: n == 1, (extents.get(axis, 1) for axis in order)))
     return moved if moved.dims == placed else ops.reshape(moved, dims=placed)

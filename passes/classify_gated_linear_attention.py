@@ -11,7 +11,7 @@ from coilc.ir import Node, Value, literal, ops
 
 from .classify_affine import NotAffine, filled
 from .classify_factors import Factor, removed, support
-from .classify_readout import TIME, Contraction, contraction_of
+from .classify_readout import TIME, Decaying, Named, contraction_of
 from .rewrite import on
 from .simplify import scalar
 from .trace import Declined, no
@@ -37,7 +37,7 @@ def scan_is_gated_linear_attention(node: Node) -> tuple[Value, ...] | Declined |
     """
     try:
         parts = contraction_of(node)
-        return _attention(parts, roles_of(parts))
+        return parts.results(*as_attention(parts))
     except (NotAffine, NotParallel) as broken:
         return no(f"{broken.reason} ('{broken.node.op.name}')")
 
@@ -55,21 +55,21 @@ class Roles:
     value_axes: tuple[int, ...]
 
 
-def roles_of(parts: Contraction, more: tuple[Factor, ...] = ()) -> Roles:
+def roles_of(parts: Decaying, more: tuple[Factor, ...] = ()) -> Roles:
     """Value axes are those that only the values have, and none of ``more``; batch is the state's first axis if every sample has its keys."""
     keys = tuple(f for f in parts.update if f.support & parts.contracted)
     values = tuple(f for f in parts.update if not f.support & parts.contracted)
     shared = support((*keys, *parts.query, *parts.decay, *more))
     value_axes = tuple(axis for axis in parts.rest if axis not in shared and axis in support(values))
     if TIME not in support((*keys, *parts.query)):
-        raise NotAffine(parts.loop.node, "keys and queries are constant in time: a convolution, not attention")
+        raise NotAffine(parts.origin, "keys and queries are constant in time: a convolution, not attention")
     own = {axis for axis in parts.rest if parts.extent[axis] == 1} | support(keys)
     batch = tuple(axis for axis in parts.rest[:1] if axis in own and axis not in value_axes)
     heads = tuple(axis for axis in parts.rest if axis not in (*batch, *value_axes))
     if not value_axes and support(parts.decay) & parts.contracted:
-        raise NotAffine(parts.loop.node, "the decay is as large as the state")
+        raise NotAffine(parts.origin, "the decay is as large as the state")
     if not value_axes and any(parts.extent[axis] != 1 for axis in heads) and _spans(keys, heads):
-        raise NotAffine(parts.loop.node, "what is added to the state is not an outer product")
+        raise NotAffine(parts.origin, "what is added to the state is not an outer product")
     spanned = support((*keys, *parts.query))
     grouped = tuple(axis for axis in heads if axis in spanned)
     ordered = (*grouped, *(axis for axis in heads if axis not in grouped))
@@ -80,7 +80,13 @@ def _spans(factors: tuple[Factor, ...], axes: tuple[int, ...]) -> bool:
     return bool(support(factors) & set(axes))
 
 
-def _attention(parts: Contraction, roles: Roles) -> tuple[Value, ...]:
+def as_attention(parts: Decaying) -> Named:
+    """The op that does this.
+
+    Raises:
+        NotAffine: it does something else.
+    """
+    roles = roles_of(parts)
     per_group = (roles.batch, (TIME,), roles.grouped, roles.key_axes)
     per_value = (roles.batch, (TIME,), roles.heads, roles.value_axes)
     state = (roles.batch, roles.heads, roles.key_axes, roles.value_axes)
@@ -95,33 +101,33 @@ def _attention(parts: Contraction, roles: Roles) -> tuple[Value, ...]:
         optional=tuple(given),
         scale=1.0,
     )
-    return parts.results(out, last, per_value, state)
+    return out, last, per_value, state
 
 
-def initial_state(parts: Contraction, *groups: tuple[int, ...]) -> dict[str, Value]:
+def initial_state(parts: Decaying, *groups: tuple[int, ...]) -> dict[str, Value]:
     """The optional operand h0, unless the state starts as zero."""
-    return {} if scalar(parts.loop.inits[0]) == 0 else {"h0": parts.initial(*groups)}
+    return {} if scalar(parts.start) == 0 else {"h0": parts.initial(*groups)}
 
 
-def _bonus(parts: Contraction, roles: Roles) -> Value:
+def _bonus(parts: Decaying, roles: Roles) -> Value:
     """[H, N]: what an output adds to the state before it is updated, per unit of what the update adds."""
     if not parts.added:
         return filled(0, parts.arranged((), roles.heads, roles.key_axes)).value
     bonus = removed(parts.added, parts.update)
     if bonus is None or not support(bonus) <= {*roles.heads, *roles.key_axes}:
-        raise NotAffine(parts.out.node, "what is added to the state when it is read is not its inflow times a constant")
+        raise NotAffine(parts.origin, "what is added to the state when it is read is not its inflow times a constant")
     return parts.arranged(bonus, roles.heads, roles.key_axes)
 
 
-def log_decay(parts: Contraction, roles: Roles) -> Value:
+def log_decay(parts: Decaying, roles: Roles) -> Value:
     """[B, L, H], or [B, L, H, N] when the decay varies along the keys."""
     groups: tuple[tuple[int, ...], ...] = (roles.batch, (TIME,), roles.heads)
     groups = (*groups, roles.key_axes) if support(parts.decay) & parts.contracted else groups
     terms = [parts.arranged([Factor(_logarithm(f), f.axes)], *groups) for f in parts.decay]
-    total = terms[0] if terms else parts.arranged([Factor(literal(0, parts.state.type.dtype), ())], *groups)
+    total = terms[0] if terms else parts.arranged([Factor(literal(0, parts.start.type.dtype), ())], *groups)
     for term in terms[1:]:
         total = ops.add(total, term)
-    dtype = parts.state.type.dtype
+    dtype = parts.start.type.dtype
     return total if total.type.dtype is dtype else ops.cast(total, dtype=dtype)
 
 

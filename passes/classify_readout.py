@@ -13,61 +13,74 @@ from .loop_parts import Loop, from_front
 from .rewrite import on, rewrite_graph
 from .vectorise_time import Parallel, Timed
 
+Groups = Sequence[Sequence[int]]
+Named = tuple[Value, Value, Groups, Groups]  # an op's outputs and last state, and the axes in each dim of them
 TIME = 0  # axis numbers: time, then axis i of the state is i + 1
 
 
-@dataclass(frozen=True)
-class Contraction:
+@dataclass(frozen=True, kw_only=True)
+class Decaying:
     """``state = decay * state + update; out = sum(query * state, contracted)``, each a product of factors.
 
     Attributes:
-        out: the body's value that is the contraction, and ``out_axes`` the state axis of each of its dims.
-        epilogue: factors of the query that do not depend on a contracted axis.
+        origin: the node that computes it, for messages.
+        start: the state before the first step; axis i of it is axis i + 1 of the factors.
         added: not ``None`` if the outputs read the state before its update; what they add to it first, if anything.
     """
 
-    loop: Loop
-    time: Parallel
+    origin: Node
+    length: Dim
+    reverse: bool
+    start: Value
     decay: tuple[Factor, ...]
     update: tuple[Factor, ...]
     query: tuple[Factor, ...]
-    epilogue: tuple[Factor, ...]
     contracted: frozenset[int]
-    out: Value
-    out_axes: Axes
     added: tuple[Factor, ...] | None = None
 
     @property
-    def state(self) -> Value:
-        return self.loop.body_carries[0]
-
-    @property
     def extent(self) -> Mapping[int, Dim]:
-        return {TIME: self.loop.length, **{i + 1: n for i, n in enumerate(self.state.dims)}}
+        return {TIME: self.length, **{i + 1: n for i, n in enumerate(self.start.dims)}}
 
     @property
     def rest(self) -> tuple[int, ...]:
         """State axes that are not contracted."""
-        return tuple(i + 1 for i in range(self.state.type.rank) if i + 1 not in self.contracted)
+        return tuple(i + 1 for i in range(self.start.type.rank) if i + 1 not in self.contracted)
 
     def arranged(self, factors: Sequence[Factor], *groups: Iterable[int]) -> Value:
         """The product of ``factors`` with one dim per group of axes, in the order of time that the op runs in."""
-        result = product(factors, tuple(map(tuple, groups)), self.extent, like=self.state)
+        result = product(factors, tuple(map(tuple, groups)), self.extent, like=self.start)
         return self.in_order(result, [TIME in group for group in map(tuple, groups)])
 
     def in_order(self, value: Value, is_time: Sequence[bool]) -> Value:
         axes = tuple(i for i, moving in enumerate(is_time) if moving)
-        return ops.flip(value, axes=axes) if self.loop.reverse and axes else value
+        return ops.flip(value, axes=axes) if self.reverse and axes else value
 
     def initial(self, *groups: Iterable[int]) -> Value:
-        return self.arranged((Factor(self.loop.inits[0], tuple(range(1, self.state.type.rank + 1))),), *groups)
+        return self.arranged((Factor(self.start, tuple(range(1, self.start.type.rank + 1))),), *groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contraction(Decaying):
+    """A loop that does so.
+
+    Attributes:
+        out: the body's value that is the contraction, and ``out_axes`` the state axis of each of its dims.
+        epilogue: factors of the query that do not depend on a contracted axis.
+    """
+
+    loop: Loop
+    time: Parallel
+    epilogue: tuple[Factor, ...]
+    out: Value
+    out_axes: Axes
 
     def results(self, out: Value, last: Value, out_groups: Groups, last_groups: Groups) -> tuple[Value, ...]:
         """The scan's results, from those of the op, whose dims are groups of axes."""
         out = self.in_order(out, [TIME in group for group in out_groups])
         axes = tuple(axis for axis in self.out_axes if axis is not None)
         lifted = product(
-            [*_split(out, out_groups, self.extent), *self.epilogue],
+            [*split_axes(out, out_groups, self.extent), *self.epilogue],
             [(TIME,), *((axis,) for axis in axes)],
             self.extent,
             like=out,
@@ -75,19 +88,16 @@ class Contraction:
         lifted = ops.reshape(lifted, dims=(self.loop.length, *self.out.dims))
         self.time.known[self.out] = Timed(_as(lifted, self.out), True)
         ys = [self.time.full(self.time.value(y)) for y in self.loop.outputs]
-        groups = [(i + 1,) for i in range(self.state.type.rank)]
-        state = product(_split(last, last_groups, self.extent), groups, self.extent, like=last)
-        return (_as(state, self.state), *(from_front(y, self.loop.axis) for y in ys))
-
-
-Groups = Sequence[Sequence[int]]
+        groups = [(i + 1,) for i in range(self.start.type.rank)]
+        state = product(split_axes(last, last_groups, self.extent), groups, self.extent, like=last)
+        return (_as(state, self.start), *(from_front(y, self.loop.axis) for y in ys))
 
 
 def _as(value: Value, like: Value) -> Value:
     return value if value.type.dtype is like.type.dtype else ops.cast(value, dtype=like.type.dtype)
 
 
-def _split(value: Value, groups: Groups, extent: Mapping[int, Dim]) -> tuple[Factor, ...]:
+def split_axes(value: Value, groups: Groups, extent: Mapping[int, Dim]) -> tuple[Factor, ...]:
     """A tensor with one dim per group as a factor with one dim per axis."""
     axes = tuple(axis for group in groups for axis in group)
     dims = tuple(extent[axis] for axis in axes)
@@ -135,16 +145,20 @@ def read_out(loop: Loop, time: Parallel, step: Affine) -> Contraction:
     if shift is not None and added is None:
         raise NotAffine(out.node, "something is added to the state before it is contracted")
     return Contraction(
-        loop,
-        time,
-        () if step.scale is None else over_time(step.scale),
-        () if step.shift is None else over_time(step.shift),
-        tuple(f for f in query if f.support & contracted),
-        tuple(f for f in query if not f.support & contracted),
-        contracted,
-        out,
-        out_axes,
-        added if shift is None else shift,
+        origin=loop.node,
+        length=loop.length,
+        reverse=loop.reverse,
+        start=loop.inits[0],
+        decay=() if step.scale is None else over_time(step.scale),
+        update=() if step.shift is None else over_time(step.shift),
+        query=tuple(f for f in query if f.support & contracted),
+        contracted=contracted,
+        added=added if shift is None else shift,
+        loop=loop,
+        time=time,
+        epilogue=tuple(f for f in query if not f.support & contracted),
+        out=out,
+        out_axes=out_axes,
     )
 
 
@@ -192,7 +206,10 @@ def query_of(
     contracted = frozenset(axis for i in summed if (axis := axes[i]) is not None)
     if not contracted:
         raise NotAffine(out.node, "the contracted axis has extent 1")
-    factors = lambda x: factors_of(x.value, ((TIME, *axes) if x.varies else axes))
+
+    def factors(x: Timed) -> tuple[Factor, ...]:
+        return factors_of(x.value, ((TIME, *axes) if x.varies else axes))
+
     query = () if read.scale is None else factors(read.scale)
     added = None
     if read.shift is not None:

@@ -9,7 +9,7 @@ from coilc.ir import Graph, Module, Node, Value, at, ops
 
 from .classify_affine import NotAffine
 from .classify_factors import Axes, Factor, factors_of, product, removed, support
-from .classify_readout import TIME, Contraction, contraction_of, reaches
+from .classify_readout import TIME, Decaying, Named, contraction_of, reaches
 from .replace_values import replace_values
 from .rewrite import on
 from .simplify import scalar
@@ -35,7 +35,7 @@ def scan_is_selective(node: Node) -> tuple[Value, ...] | Declined | None:
     """
     try:
         parts = contraction_of(node)
-        return _selective(parts, _roles(parts))
+        return parts.results(*as_selective(parts))
     except (NotAffine, NotParallel) as broken:
         return no(f"{broken.reason} ('{broken.node.op.name}')")
 
@@ -54,12 +54,12 @@ class _Roles:
     state: tuple[int, ...]
 
 
-def _roles(parts: Contraction) -> _Roles:
+def _roles(parts: Decaying) -> _Roles:
     if parts.added is not None:
-        raise NotAffine(parts.loop.node, "the outputs do not read the updated state")
+        raise NotAffine(parts.origin, "the outputs do not read the updated state")
     (exponent, *others) = parts.decay or (None,)
     if exponent is None or others or exponent.value.op is not ops.exp:
-        raise NotAffine(parts.loop.node, "the decay is not one exponential")
+        raise NotAffine(parts.origin, "the decay is not one exponential")
     factors = factors_of(exponent.value.node.inputs[0], exponent.axes)
     step = tuple(f for f in factors if TIME in f.support)
     decay = tuple(f for f in factors if TIME not in f.support)
@@ -70,23 +70,29 @@ def _roles(parts: Contraction) -> _Roles:
     keys = tuple(f for f in parts.update if f.support & parts.contracted)
     inputs = removed((f for f in parts.update if not f.support & parts.contracted), step)
     if inputs is None:
-        raise NotAffine(parts.loop.node, "the input is not scaled by the step size of the decay")
+        raise NotAffine(parts.origin, "the input is not scaled by the step size of the decay")
     batch = tuple(axis for axis in parts.rest[:1] if axis not in support(decay))
     channels = tuple(axis for axis in parts.rest if axis not in batch)
     spanned = support((*keys, *parts.query))
     grouped = tuple(axis for axis in channels if axis in spanned)
     if grouped and not any(TIME in f.support for f in (*keys, *parts.query)):
-        raise NotAffine(parts.loop.node, "input and output vectors are constant in time and differ per channel")
+        raise NotAffine(parts.origin, "input and output vectors are constant in time and differ per channel")
     ordered = (*grouped, *(axis for axis in channels if axis not in grouped))
     return _Roles(step, decay, inputs, keys, batch, ordered, grouped, tuple(sorted(parts.contracted)))
 
 
-def _selective(parts: Contraction, roles: _Roles) -> tuple[Value, ...]:
+def as_selective(parts: Decaying) -> Named:
+    """The op that does this.
+
+    Raises:
+        NotAffine: it does something else.
+    """
+    roles = _roles(parts)
     per_channel = (roles.batch, (TIME,), roles.channels)
     per_group = (roles.batch, (TIME,), roles.grouped, roles.state)
     step, bias, positive = _step(parts, roles)
     optional = {"dt_bias": bias} if bias is not None else {}
-    if scalar(parts.loop.inits[0]) != 0:
+    if scalar(parts.start) != 0:
         optional["h0"] = parts.initial(roles.batch, roles.state, roles.channels)
     y, last = ops.selective_scan(
         parts.arranged(roles.inputs, *per_channel),
@@ -98,15 +104,15 @@ def _selective(parts: Contraction, roles: _Roles) -> tuple[Value, ...]:
         optional=tuple(optional),
         softplus=positive,
     )
-    return parts.results(y, last, per_channel, (roles.batch, roles.state, roles.channels))
+    return y, last, per_channel, (roles.batch, roles.state, roles.channels)
 
 
-def _as_state(parts: Contraction, decay: Value) -> Value:
-    dtype = parts.state.type.dtype
+def _as_state(parts: Decaying, decay: Value) -> Value:
+    dtype = parts.start.type.dtype
     return decay if decay.type.dtype is dtype else ops.cast(decay, dtype=dtype)
 
 
-def _step(parts: Contraction, roles: _Roles) -> tuple[tuple[Factor, ...], Value | None, bool]:
+def _step(parts: Decaying, roles: _Roles) -> tuple[tuple[Factor, ...], Value | None, bool]:
     """softplus(dt + dt_bias) as dt, dt_bias and True."""
     (whole, *more) = roles.step
     if more or whole.value.op is not ops.softplus:

@@ -23,6 +23,7 @@ from .pack_weights import pack_weights
 from .reassociate_products import reassociate_products
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
+from .recognise_causal_sums import recognise_causal_sums
 from .recognise_convolutions import recognise_convolutions
 from .recognise_long_convs import recognise_long_convs
 from .recognise_norms import recognise_norms
@@ -61,6 +62,7 @@ def pipeline(
                 recognise_norms,
                 recognise_activations,
                 classify_scans,
+                recognise_causal_sums,
                 recognise_attention,
                 reassociate_products,
                 recognise_convolutions,

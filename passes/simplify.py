@@ -131,6 +131,14 @@ def cast_there_and_back(node: Node) -> Value | None:
     return x if widened and node.attrs["dtype"] is x.type.dtype else None
 
 
+@on("clamp")
+def clamp_of_positive(node: Node) -> Value | None:
+    """A clamp from 0 or less to infinity of what is never negative"""
+    low, high = node.attrs["low"], node.attrs["high"]
+    positive = any(operand(node, name) for name in ("softplus", "exp", "sigmoid", "square", "abs"))
+    return node.inputs[0] if positive and high in (None, math.inf) and (low is None or low <= 0) else None
+
+
 @on("where")
 def where_of_equal(node: Node) -> Value | None:
     """where(c, x, x) = x"""
@@ -347,7 +355,8 @@ def pad_by_nothing(node: Node) -> Value | None:
 
 RULES: tuple[Rule, ...] = (
     mul_by_one, add_zero, sub_zero, div_by_one, div_by_power_of_two, double_negation, pow_by_small_constant,
-    pow_minus_one, cast_to_same, cast_there_and_back, where_of_equal,
+    pow_minus_one, cast_to_same, cast_there_and_back, clamp_of_positive,
+    where_of_equal,
     move_to_same_dims, reshape_of_reshape, reshape_of_constant, reshape_of_broadcast, broadcast_of_broadcast, broadcast_of_unit_reshape,
     broadcast_by_reshape, transpose_of_transpose, transpose_of_nothing, transpose_of_unit_dims, transpose_of_broadcast,
     slice_of_whole, slice_of_slice, slice_of_concat, slice_of_whole_operands, concat_of_concat,

@@ -1,4 +1,4 @@
-"""transformers' Mamba, unrolled by plain torch.export, is the same program as the one exported with capture hooks."""
+"""transformers' Mamba, FalconMamba and Mamba-2: a plain torch.export is the same program as one with capture hooks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,40 @@ def test_unrolled_export_is_the_captured_one(model: torch.nn.Module) -> None:
     plain = recognised(unrolled(model, 7))
     captured = recognised(export(model, (tokens(7),), {"use_cache": False}))
     assert print_module(plain, locations=False) == print_module(captured, locations=False)
+
+
+def test_falcon_mamba_unrolled_is_the_captured_one() -> None:
+    torch.manual_seed(0)
+    config = transformers.FalconMambaConfig(
+        vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=2, use_cache=False
+    )
+    falcon = transformers.FalconMambaForCausalLM(config).eval()
+    assert_same_program(falcon, 7)
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(11, 4), (8, 4), (3, 4), (4, 4), (9, 2), (7, 256)], ids=lambda n: f"{n}")
+@pytest.mark.parametrize("groups", [1, 2])
+def test_chunked_mamba2_is_the_captured_one(length: int, chunk: int, groups: int) -> None:
+    assert_same_program(mamba2(chunk, groups), length)
+
+
+def mamba2(chunk: int, groups: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = transformers.Mamba2Config(
+        vocab_size=50, hidden_size=16, state_size=4, num_hidden_layers=2, num_heads=4, head_dim=8, n_groups=groups,
+        chunk_size=chunk, use_cache=False,
+    )  # fmt: skip
+    return transformers.Mamba2ForCausalLM(config).eval()
+
+
+def assert_same_program(model: torch.nn.Module, length: int) -> None:
+    plain = recognised(unrolled(model, length))
+    captured = recognised(export(model, (tokens(length),), {"use_cache": False}))
+    assert print_module(plain, locations=False) == print_module(captured, locations=False)
+    with torch.no_grad():
+        expected = model(tokens(length), use_cache=False).logits.numpy()
+    found = interpret(plain, {"input_ids": tokens(length).numpy()})["logits"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_two_lengths_give_every_length(model: torch.nn.Module) -> None:

@@ -23,6 +23,7 @@ from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_convolutions import recognise_convolutions
 from .recognise_long_convs import recognise_long_convs
+from .recognise_masks import recognise_masks
 from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_scans
 from .rewrite import Rule, on, rewrite_graph, rewrite_module
@@ -49,6 +50,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "recognise_attention": recognise_attention,
     "recognise_convolutions": recognise_convolutions,
     "recognise_long_convs": recognise_long_convs,
+    "recognise_masks": recognise_masks,
     "recognise_norms": recognise_norms,
     "reroll_scans": on_every_graph(reroll_scans),
     "simplify": simplify,
@@ -69,6 +71,6 @@ __all__ = [
     "choose_algorithms", "classify_kernels", "classify_scans", "decompose", "describe_choices", "explain",
     "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "no", "on",
     "pack_weights", "pipeline", "plan_memory", "reassociate_products", "recognise_activations", "recognise_attention",
-    "recognise_convolutions", "recognise_long_convs", "recognise_norms", "reroll_scans",
+    "recognise_convolutions", "recognise_long_convs", "recognise_masks", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",
 ]  # fmt: skip

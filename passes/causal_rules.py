@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from coilc.ir import Dim, Node, Value, dims, ops
+from coilc.ir import DTYPES, Dim, Node, Value, dims, ops
 from coilc.ir.ops.wkv import WKV_STATES
 
 from .timeline import Mixes, Timed, Timeline, filled, outer_extent, rebuilt, replace_at
@@ -144,14 +144,6 @@ def gather(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     return pointwise(line, node, operands)
 
 
-@rule("attention")
-def attention(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
-    """Within one time, which is a batch axis; across times it would need a cache that grows."""
-    if any(o.axis not in (None, 0) for o in operands) or any(o.excess for o in operands):
-        raise Mixes("needs the keys and values of all earlier times, which are not kept")
-    return pointwise(line, node, operands)
-
-
 # --- movement -------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +222,7 @@ def slice(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     starts, stops, steps = (node.attrs[name] for name in ("starts", "stops", "steps"))
     if axis is None:
         if any(map(line.runs, (*starts, *stops))):
-            raise Mixes("takes as many elements as the sequence is long")
+            return (table(line, node, x),)
         return (x.over(rebuilt(node, [x.value])[0], None),)
 
     def cut(start: Dim, stop: Dim) -> Value:
@@ -254,6 +246,18 @@ def slice(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     if start + history > x.history:
         raise Mixes("looks ahead in time")
     return (Timed(cut(start, line.length + start + history), axis, x.inner, history, excess),)
+
+
+def table(line: Timeline, node: Node, x: Timed) -> Timed:
+    """The first L rows of a table: in a chunk those from its position on."""
+    axes = [a for a, dim in enumerate(node.types[0].dims) if line.runs(dim)]
+    starts, stops, steps = (node.attrs[name] for name in ("starts", "stops", "steps"))
+    if not x.steady or len(axes) != 1 or (starts[axes[0]], stops[axes[0]], steps[axes[0]]) != (0, line.length, 1):
+        raise Mixes("takes as many elements as the sequence is long")
+    (axis,) = axes
+    whole = ops.slice(x.value, starts=starts, stops=replace_at(stops, axis, x.value.dims[axis]), steps=steps)
+    rows = ops.add(ops.iota(dims=(line.length,), axis=0, dtype=DTYPES["i64"]), line.position())
+    return Timed(ops.take(whole, rows, axis=axis), axis)
 
 
 @rule("pad")

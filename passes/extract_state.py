@@ -9,16 +9,23 @@ from coilc.ir import Graph, InputError, Location, Module, Node, UnsupportedError
 from coilc.ir.core import topological_order
 from coilc.ir.opdef import ELEMENTWISE, STRUCTURAL
 
+from . import causal_attention  # noqa: F401  its rules
 from .causal_rules import RULES, pointwise
 from .simplify import simplify
 from .timeline import Mixes, Timed, Timeline, rebuilt
 
 PREFILL, STEP = "prefill", "step"
 DERIVED = (PREFILL, STEP)
+CONTEXT = 4096  # elements that a cache has room for, unless the length has a lower limit
 
 
 def extract_state(
-    module: Module, entries: Collection[str] = DERIVED, *, source: str = "main", time: str = "L"
+    module: Module,
+    entries: Collection[str] = DERIVED,
+    *,
+    source: str = "main",
+    time: str = "L",
+    context: int | None = None,
 ) -> Module:
     """Add entries that take a sequence piece by piece, and drop those that ``entries`` does not name.
 
@@ -40,6 +47,8 @@ def extract_state(
         entries: names of the entries to keep; ``prefill`` and ``step`` are derived unless the module has them.
         source: the entry over whole sequences.
         time: the symbol that counts its elements.
+        context: how many elements a sequence may have where attention keeps them all; by default as many as ``time`` may
+            be, and not more than ``CONTEXT``.
 
     Needs: structure recognised, no fused groups. Guarantees: chunks of any lengths, one after another from states of
     zeros, give what the whole sequence gives, up to rounding.
@@ -51,7 +60,7 @@ def extract_state(
     wanted = [name for name in entries if name in DERIVED and name not in module.entries]
     found = dict(module.entries)
     if wanted:
-        prefill = chunked(_source(module, source, time), time)
+        prefill = chunked(_source(module, source, time), time, context)
         step = simplify(Module({STEP: replace(prefill, name=STEP).substitute({time: 1})}, module.weights))
         found |= {PREFILL: prefill, STEP: step.entries[STEP]}
     missing = [name for name in entries if name not in found]
@@ -72,10 +81,12 @@ def _source(module: Module, source: str, time: str) -> Graph:
     return graph
 
 
-def chunked(graph: Graph, time: str) -> Graph:
+def chunked(graph: Graph, time: str, context: int | None = None) -> Graph:
     """The graph over a chunk of its sequences, with states."""
     names = [v.node.attrs["name"] for v in graph.inputs] + [name for name, _ in graph.outputs]
-    walk = _Walk(Timeline(time, {*names, *graph.ranges}))
+    longest = graph.ranges[time][1]
+    room = context or (CONTEXT if longest is None else min(CONTEXT, longest))
+    walk = _Walk(Timeline(time, {*names, *graph.ranges}, room))
     outputs = [(name, walk.output(name, value)) for name, value in graph.outputs]
     if walk.refused:
         raise UnsupportedError(

@@ -25,6 +25,7 @@ from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_causal_sums import recognise_causal_sums
 from .recognise_convolutions import recognise_convolutions
+from .recognise_masks import recognise_masks
 from .recognise_long_convs import recognise_long_convs
 from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_loops, reroll_scans
@@ -42,12 +43,13 @@ def pipeline(
     claims: Collection[str],
     panel: int,
     entries: Collection[str] = (),
+    context: int | None = None,
     machine: Machine = ANY_MACHINE,
     algorithm: str | None = None,
 ) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns.
 
-    ``entries`` are those to build, some derived; none named: those that there are. ``machine`` and ``algorithm`` are for
+    ``entries`` are those to build, some derived; none named: those that there are. ``context`` is for ``extract_state``, ``machine`` and ``algorithm`` are for
     ``choose_algorithms``.
     """
     return (
@@ -64,6 +66,7 @@ def pipeline(
                 classify_scans,
                 recognise_causal_sums,
                 recognise_attention,
+                recognise_masks,
                 reassociate_products,
                 recognise_convolutions,
                 sink_transposes,
@@ -74,7 +77,7 @@ def pipeline(
             ),
         ),
         # 3. Entries. Out: those that were asked for; a sequence may come in pieces, with states from piece to piece.
-        Stage("specialise", promises.any_graph, (partial(extract_state, entries=entries),) if entries else ()),
+        Stage("specialise", promises.any_graph, (partial(extract_state, entries=entries, context=context),) if entries else ()),
         # 4. What the target wants. Out: recurrences in the form that suits it, real numbers only, weights in the layout of
         # the kernels.
         Stage(
@@ -107,6 +110,7 @@ def run_pipeline(
     *,
     panel: int = 32,
     entries: Collection[str] = (),
+    context: int | None = None,
     machine: Machine = ANY_MACHINE,
     algorithm: str | None = None,
     stop_after: str | None = None,
@@ -118,6 +122,7 @@ def run_pipeline(
         claims: names of the composites that the target has kernels for.
         panel: columns per panel of packed weights.
         entries: which entries to build; ``prefill`` and ``step`` can be derived. By default those of ``module``.
+        context: how many elements a cache of attention has room for (``extract_state``).
         machine: what the cost model knows of the target.
         algorithm: how every recurrence runs (``choose_algorithms.ALGORITHMS``); by default the cost model chooses.
         stop_after: the last stage to run, by name.
@@ -128,7 +133,8 @@ def run_pipeline(
         InputError: ``stop_after`` names no stage, or ``algorithm`` does not fit every recurrence.
     """
     promises.any_graph(module)
-    for name, result in run_stages(up_to(pipeline(claims, panel, entries, machine, algorithm), stop_after), module):
+    stages = up_to(pipeline(claims, panel, entries, context, machine, algorithm), stop_after)
+    for name, result in run_stages(stages, module):
         module = result
         if observe:
             observe(name, module)

@@ -64,10 +64,13 @@ class State:
 
 
 class Timeline:
-    """The symbol that counts time, and the states found so far."""
+    """The symbol that counts time, and the states found so far.
 
-    def __init__(self, symbol: str, taken: Iterable[str]) -> None:
-        self.length = dims.symbol(symbol)
+    ``context`` is how many elements a cache has room for that keeps them all.
+    """
+
+    def __init__(self, symbol: str, taken: Iterable[str], context: int) -> None:
+        self.length, self.context = dims.symbol(symbol), context
         self.symbol = symbol
         self.taken = set(taken)
         self.states: list[State] = []

@@ -82,6 +82,36 @@ CAUSAL = {
         u: f32[2, 4] = weight(name="u", type=f32[2, 4])
         o, h = gated_linear_attention(k, k, v, g1, u, optional=("bonus",), scale=1.0)
         return {"y": o, "last": h}""",
+    "attention to everything": """
+        h0: f32[B, L, 2, 2] = reshape(x, dims=(B, L, 2, 2))
+        q: f32[B, 2, L, 2] = transpose(h0, perm=(0, 2, 1, 3))
+        k: f32[B, 1, L, 2] = slice(q, starts=(0, 0, 0, 0), stops=(B, 1, L, 2), steps=(1, 1, 1, 1))
+        o: f32[B, 2, L, 2] = attention(q, k, k, causal=True, window=None)
+        h1: f32[B, L, 2, 2] = transpose(o, perm=(0, 2, 1, 3))
+        y: f32[B, L, 4] = reshape(h1, dims=(B, L, 4))
+        return {"y": y}""",
+    "attention in a window": """
+        h0: f32[B, L, 2, 2] = reshape(x, dims=(B, L, 2, 2))
+        q: f32[B, 2, L, 2] = transpose(h0, perm=(0, 2, 1, 3))
+        k: f32[B, 1, L, 2] = slice(q, starts=(0, 0, 0, 0), stops=(B, 1, L, 2), steps=(1, 1, 1, 1))
+        o: f32[B, 2, L, 2] = attention(q, k, k, causal=True, window=5)
+        h1: f32[B, L, 2, 2] = transpose(o, perm=(0, 2, 1, 3))
+        y: f32[B, L, 4] = reshape(h1, dims=(B, L, 4))
+        return {"y": y}""",
+    "attention to itself": """
+        h0: f32[B, L, 2, 2] = reshape(x, dims=(B, L, 2, 2))
+        q: f32[B, 2, L, 2] = transpose(h0, perm=(0, 2, 1, 3))
+        k: f32[B, 1, L, 2] = slice(q, starts=(0, 0, 0, 0), stops=(B, 1, L, 2), steps=(1, 1, 1, 1))
+        o: f32[B, 2, L, 2] = attention(q, k, k, causal=True, window=1)
+        h1: f32[B, L, 2, 2] = transpose(o, perm=(0, 2, 1, 3))
+        y: f32[B, L, 4] = reshape(h1, dims=(B, L, 4))
+        return {"y": y}""",
+    "table of positions": """
+        w: f32[64, 4] = weight(name="w64", type=f32[64, 4])
+        t: f32[L, 4] = slice(w, starts=(0, 0), stops=(L, 4), steps=(1, 1))
+        t1: f32[B, L, 4] = broadcast(t, dims=(B, L, 4))
+        y: f32[B, L, 4] = add(x, t1)
+        return {"y": y}""",
     "delta rule": """
         k0: f32[B, L, 4] = softmax(x, axis=2)
         k: f32[B, L, 1, 4] = reshape(k0, dims=(B, L, 1, 4))
@@ -116,8 +146,12 @@ REFUSED = {
     "slice picks single times": "v0: f32[B, (L + 1)//2, 4] = slice(x, starts=(0, 0, 0), stops=(B, L, 4), steps=(1, 2, 1))",
     "slice looks ahead in time": """v1: f32[B, L + 1, 4] = pad(x, low=(0, 0, 0), high=(0, 1, 0), value=0.0)
         v0: f32[B, L, 4] = slice(v1, starts=(0, 1, 0), stops=(B, L + 1, 4), steps=(1, 1, 1))""",
-    "attention needs the keys and values of all earlier times": """v1: f32[B, 1, L, 4] = reshape(x, dims=(B, 1, L, 4))
-        v0: f32[B, 1, L, 4] = attention(v1, v1, v1, scale=1.0, causal=True)""",
+    "attention lets every time see all others": """v1: f32[B, 1, L, 4] = reshape(x, dims=(B, 1, L, 4))
+        v0: f32[B, 1, L, 4] = attention(v1, v1, v1, scale=1.0, causal=False)""",
+    "attention has a mask over pairs of times": """v1: f32[B, 1, L, 4] = reshape(x, dims=(B, 1, L, 4))
+        m0: f32[B, 1, L, 1] = sum(v1, axes=(3,), keepdims=True)
+        m: f32[B, 1, 1, L] = reshape(m0, dims=(B, 1, 1, L))
+        v0: f32[B, 1, L, 4] = attention(v1, v1, v1, m, optional=("mask",), scale=1.0, causal=True)""",
     "scan runs backwards": """
         c: f32[()] = constant(value=array(f32, 1.0))
         h: f32[B, 4] = broadcast(c, dims=(B, 4))

@@ -88,7 +88,10 @@ def describe_plan(plan: Plan, layout: Layout, scratch_bytes: int) -> dict[str, A
 
 def describe_states(entry: EntryPlan) -> list[dict[str, Any]]:
     """What the model remembers between calls."""
-    return [{"name": name, **_type(type_), "bytes": _dim(type_.bytes)} for name, type_ in entry.state_types]
+    return [
+        {"name": name, **_type(type_), "bytes": _dim(type_.bytes), "kept": number in entry.kept}
+        for number, (name, type_) in enumerate(entry.state_types)
+    ]
 
 
 def state_identity(plan: Plan, weights_digest: str) -> str:

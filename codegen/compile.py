@@ -33,6 +33,7 @@ def compile(
     target: str = "native",
     entries: Sequence[str] | None = None,
     algorithm: str | None = None,
+    context: int | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Compile a program into an artifact.
@@ -46,6 +47,8 @@ def compile(
             ``main`` when the program does not have them: the same model, run piece by piece.
         algorithm: how every recurrence runs: ``sequential``, ``chunked`` or ``associative``. By default a cost model chooses
             for each; ``coilc inspect`` shows what and why.
+        context: how many elements a sequence may have in ``prefill`` and ``step`` where attention keeps them all: the size of
+            its caches. By default what the length may be, 4096 at most.
         progress: called with each stage's name and ``None`` when it starts, with its seconds when it has ended.
 
     Returns:
@@ -65,11 +68,17 @@ def compile(
                 recurrences.extend(describe_choices(specialised, chosen.machine, algorithm))
 
         scheduled = run_pipeline(
-            module, chosen.claims, entries=entries or (), machine=chosen.machine, algorithm=algorithm, observe=watch
+            module,
+            chosen.claims,
+            entries=entries or (),
+            context=context,
+            machine=chosen.machine,
+            algorithm=algorithm,
+            observe=watch,
         )
     with report("plan"):
         plan = make_plan(scheduled, module)
-    options = {"target": target, "entries": list(scheduled.entries), "algorithm": algorithm}
+    options = {"target": target, "entries": list(scheduled.entries), "algorithm": algorithm, "context": context}
     about = {"options": options, "recurrences": recurrences}
     return write_artifact(plan, chosen, place, text=print_module(scheduled), about=about, report=report)
 

@@ -104,17 +104,24 @@ class _Entry:
         slots = self.table("int32_t", "slots", [str(self.quantities.of(*sizes)) for sizes in entry.slots])
         dims = [self.dims("input", entry.inputs), self.dims("output", entry.outputs)]
         args = self.table("plan_arg", "args", self.args)
+        room = self.room()
         public = _row(
             _string(entry.name), len(symbols), len(entry.inputs), len(entry.outputs), len(entry.calls),
             self.table("coil_symbol", "symbols", symbols), self.tensors("inputs", entry.inputs),
             self.tensors("outputs", entry.outputs), len(entry.states),
-            self.table("coil_link", "states", [_row(*pair) for pair in entry.states]),
+            self.table("coil_link", "states", [_row(*pair, int(i in entry.kept)) for i, pair in enumerate(entry.states)]),
         )  # fmt: skip
         self.source.parts.append(self.quantities.function(f"evaluate_{self.suffix}"))
         private = _row(
-            f"evaluate_{self.suffix}", *dims, slots, args, calls, count(), len(entry.slots), len(self.args)
+            f"evaluate_{self.suffix}", *dims, slots, args, calls, count(), len(entry.slots), len(self.args), room
         )  # fmt: skip
         return public, private
+
+    def room(self) -> str:
+        room = self.entry.room
+        if room is None:
+            return _row(-1, 0, 0)
+        return _row(room.clock, self.quantities.of(room.capacity), self.quantities.of(room.elements))
 
     def call(self, call: Call) -> str:
         first = len(self.args)

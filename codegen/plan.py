@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from coilc.ir import CoilError, Dim, Graph, Location, Module, Node, SymDim, TensorType, Value, dims
+from coilc.ir import CoilError, Dim, Graph, Location, Module, Node, SymDim, TensorType, Value, dims, ops
 from coilc.ir.opdef import IN_PLACE
 from coilc.passes.plan_memory import MemoryPlan, plan_memory, root
 
@@ -65,10 +65,20 @@ class Symbol:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """What a call adds to states that keep everything: ``elements``, from place ``states[clock]`` of ``capacity`` on."""
+
+    clock: int
+    capacity: Dim
+    elements: Dim
+
+
+@dataclass(frozen=True, slots=True)
 class EntryPlan:
     """One entry: its signature, its arena (bytes per slot, the largest of several expressions) and its calls.
 
-    ``states`` pairs the number of an input with that of the output that takes its place in the next call.
+    ``states`` pairs the number of an input with that of the output that takes its place in the next call. ``kept`` are
+    those states, by number, that only grow: they are written in place, and what is there stays. ``room`` is theirs.
     """
 
     name: str
@@ -78,6 +88,8 @@ class EntryPlan:
     slots: tuple[tuple[Dim, ...], ...]
     calls: tuple[Call, ...]
     states: tuple[tuple[int, int], ...] = ()
+    kept: frozenset[int] = frozenset()
+    room: Room | None = None
 
     @property
     def state_types(self) -> tuple[tuple[str, TensorType], ...]:
@@ -171,7 +183,34 @@ class _Entry:
         outputs = tuple((output, v.type) for output, v in self.declared.outputs)
         symbols = solve_symbols(name, self.graph, inputs)
         calls += self._copies()
-        return EntryPlan(name, symbols, inputs, outputs, self.memory.slots, tuple(calls), self._states())
+        states = self._states()
+        appends = {s: node for s, link in enumerate(states) if (node := self._append(*link))}
+        room = self._room(states, next(iter(appends.values()))) if appends else None
+        return EntryPlan(
+            name, symbols, inputs, outputs, self.memory.slots, tuple(calls), states, frozenset(appends), room
+        )
+
+    def _append(self, before: int, after: int) -> Node | None:
+        """The group that turns a state into its successor, if it writes an update into it and nothing else."""
+        value = root(self.graph.outputs[after][1])
+        body: Graph | None = value.node.attrs.get("body")
+        operand = in_place(body).get(value.index) if body else None
+        if body is None or operand is None or body.results[value.index].op is not ops.update_slice:
+            return None
+        return value.node if root(value.node.inputs[operand]) == self.graph.inputs[before] else None
+
+    def _room(self, states: Sequence[tuple[int, int]], node: Node) -> Room | None:
+        """Where the update goes, when that is a state too."""
+        body: Graph = node.attrs["body"]
+        update = next(n for n in body.nodes if n.op is ops.update_slice)
+        axis = update.attrs["axis"]
+        clock = (
+            root(node.inputs[body.inputs.index(root(update.inputs[2]))]) if update.inputs[2] in body.inputs else None
+        )
+        places = {self.graph.inputs[before]: number for number, (before, _) in enumerate(states)}
+        if clock not in places:
+            return None
+        return Room(places[clock], update.inputs[0].dims[axis], update.inputs[1].dims[axis])
 
     def _states(self) -> tuple[tuple[int, int], ...]:
         inputs = [v.node.attrs["name"] for v in self.declared.inputs]

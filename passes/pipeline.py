@@ -25,8 +25,8 @@ from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
 from .recognise_causal_sums import recognise_causal_sums
 from .recognise_convolutions import recognise_convolutions
-from .recognise_masks import recognise_masks
 from .recognise_long_convs import recognise_long_convs
+from .recognise_masks import recognise_masks
 from .recognise_norms import recognise_norms
 from .reroll_scans import reroll_loops, reroll_scans
 from .schedule_steps import give_memory_to_steps
@@ -77,7 +77,11 @@ def pipeline(
             ),
         ),
         # 3. Entries. Out: those that were asked for; a sequence may come in pieces, with states from piece to piece.
-        Stage("specialise", promises.any_graph, (partial(extract_state, entries=entries, context=context),) if entries else ()),
+        Stage(
+            "specialise",
+            promises.any_graph,
+            (partial(extract_state, entries=entries, context=context),) if entries else (),
+        ),
         # 4. What the target wants. Out: recurrences in the form that suits it, real numbers only, weights in the layout of
         # the kernels.
         Stage(

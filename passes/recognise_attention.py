@@ -91,6 +91,16 @@ def unrepeated(heads: Value) -> Value:
     return ops.reshape(inner, dims=(batch, groups, length, size)) if whole and fits else heads
 
 
+@on("attention")
+def attention_of_groups(node: Node) -> Value | None:
+    """attention(q, repeated(k), repeated(v)) = attention(q, k, v)"""
+    q, k, v, *rest = node.inputs
+    keys, values = unrepeated(k), unrepeated(v)
+    if keys == k or values == v or keys.dims[1] != values.dims[1]:
+        return None
+    return ops.attention(q, keys, values, *rest, **node.attrs)
+
+
 @on("add")
 def rotary_by_halves(node: Node) -> Value | None:
     """x * cos + concat(-x[half:], x[:half]) * sin = rotary(x, cos, sin)"""
@@ -118,4 +128,4 @@ def is_rotated(value: Value, x: Value) -> bool:
     )
 
 
-RULES: tuple[Rule, ...] = (attention_by_matmul, rotary_by_halves)
+RULES: tuple[Rule, ...] = (attention_by_matmul, attention_of_groups, rotary_by_halves)

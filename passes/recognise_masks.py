@@ -92,7 +92,9 @@ def spread_band(mask: Value) -> Band | None:
     """Axes of extent 1 before the rows, and more heads, change nothing."""
     if mask.op is ops.reshape:
         (inner,) = mask.node.inputs
-        same = [d for d in inner.dims if d != 1] == [d for d in mask.dims if d != 1] and inner.dims[-2:] == mask.dims[-2:]
+        same = [d for d in inner.dims if d != 1] == [d for d in mask.dims if d != 1] and inner.dims[-2:] == mask.dims[
+            -2:
+        ]
         return band_of(inner) if same else None
     return None
 

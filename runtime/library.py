@@ -14,7 +14,7 @@ from threading import Lock
 
 from .errors import ArtifactError, RunError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 TraceFunction = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(c_void_p), c_int32)
 _Pointers = Sequence[int]
 

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define COIL_ABI_VERSION 2
+#define COIL_ABI_VERSION 3
 #define COIL_API __attribute__((visibility("default")))
 
 typedef enum coil_status {
@@ -56,6 +56,7 @@ typedef struct coil_tensor {
 
 typedef struct coil_link {
     int32_t input, output; /* what the output gives, the input takes in the next call */
+    int32_t kept;          /* it only grows: both are the same memory, and what is there stays */
 } coil_link;
 
 typedef struct coil_entry {

@@ -67,6 +67,9 @@ void pool_report(pool *pool, const char *text);
 /* The worker that is running a kernel in this thread; kernels have no context argument. */
 extern _Thread_local worker *coil_worker;
 
+/* session.c */
+int64_t coil_session_quantity(const coil_session *session, int32_t entry, int32_t index); /* of a bound entry */
+
 /* model.c */
 struct coil_model {
     const unsigned char *weights;

@@ -32,6 +32,12 @@ typedef struct plan_call {
     int32_t result, results; /* which of those args are results */
 } plan_call;
 
+/* What a call adds to the states that keep everything: so many elements, from the place that the clock, a state, says. */
+typedef struct plan_room {
+    int32_t clock;              /* -1: nothing is kept */
+    int32_t capacity, elements; /* quantities */
+} plan_room;
+
 /* A quantity is an integer that depends on the symbols: a dim, a size in bytes. */
 typedef struct plan_entry {
     int (*evaluate)(const int64_t *symbols, int64_t *quantities); /* non-zero: an overflow */
@@ -40,6 +46,7 @@ typedef struct plan_entry {
     const plan_arg *args;
     const plan_call *calls;
     int32_t quantity_count, slot_count, arg_count;
+    plan_room room;
 } plan_entry;
 
 typedef struct plan_weight {

@@ -255,6 +255,10 @@ int coil_session_dims(const coil_session *session, int32_t entry, int output, in
     return COIL_OK;
 }
 
+int64_t coil_session_quantity(const coil_session *session, int32_t entry, int32_t index) {
+    return session->bindings[entry].quantities[index];
+}
+
 /* Running. */
 
 static int patch_args(binding *binding, const coil_entry *entry, const void *const *inputs, void *const *outputs) {

@@ -1,4 +1,5 @@
-/* state.c: what a model remembers between calls: a ring of buffers, one per call that can be undone. */
+/* state.c: what a model remembers between calls: a ring of buffers, one per call that can be undone. States that only
+ * grow (caches of keys) are kept once: what a call that is undone added to them lies beyond what the others look at. */
 #include "internal.h"
 
 #include <stdlib.h>
@@ -9,8 +10,8 @@ enum { STATE_VERSION = 1, MAX_RANK = 64 };
 struct coil_state {
     int32_t slots, now, undo; /* of the ring; the current one; how many before it are intact */
     uint64_t calls;           /* since the start of the sequence; 0: everything is zero */
-    size_t bytes;             /* of one slot */
-    size_t *sizes, *offsets;  /* per state, in a slot */
+    size_t bytes, kept;       /* of one slot; of the states that are kept once, which come before the ring */
+    size_t *sizes, *offsets;  /* per state, in a slot or among the kept */
     size_t *wanted;           /* sizes that a call or a file asks for */
     unsigned char *memory;
     const void **inputs;
@@ -30,8 +31,21 @@ static const char magic[8] = {'c', 'o', 'i', 'l', 's', 't', 'a', 't'};
 
 static int32_t state_count(void) { return coil_plan.description.state_count; }
 
+static bool is_kept(int32_t index) {
+    const coil_entry *entry = coil_plan.description.entries;
+    while (!entry->state_count) entry++;
+    return entry->states[index].kept;
+}
+
 static unsigned char *slot(const coil_state *state, int32_t index) {
-    return state->memory + (size_t)index * state->bytes;
+    return state->memory + state->kept + (size_t)index * state->bytes;
+}
+
+static size_t total_bytes(const coil_state *state) { return state->kept + (size_t)state->slots * state->bytes; }
+
+/* State `index` as it is in a slot of the ring. */
+static unsigned char *place_of(const coil_state *state, int32_t index, int32_t in) {
+    return (is_kept(index) ? state->memory : slot(state, in)) + state->offsets[index];
 }
 
 /* FNV-1a, 64 bits. */
@@ -77,7 +91,7 @@ int coil_state_open(int32_t history, coil_state **state) {
 
 void coil_state_close(coil_state *state) {
     if (!state) return;
-    coil_unmap(state->memory, (size_t)state->slots * state->bytes);
+    coil_unmap(state->memory, total_bytes(state));
     free(state->sizes);
     free(state->offsets);
     free(state->wanted);
@@ -86,11 +100,12 @@ void coil_state_close(coil_state *state) {
     free(state);
 }
 
-uint64_t coil_state_memory(const coil_state *state) { return state ? (uint64_t)state->slots * state->bytes : 0; }
+uint64_t coil_state_memory(const coil_state *state) { return state ? total_bytes(state) : 0; }
 
 int coil_state_reset(coil_state *state) {
     if (!state) return coil_fail(COIL_ARGUMENT, "the state is NULL");
     if (state->bytes) memset(slot(state, state->now), 0, state->bytes);
+    if (state->kept) memset(state->memory, 0, state->kept);
     state->undo = 0, state->calls = 0;
     return COIL_OK;
 }
@@ -106,20 +121,21 @@ int coil_state_rewind(coil_state *state, int32_t calls) {
 
 /* Give the state room for `sizes`; what it held is lost, unless this fails. */
 static int resize(coil_state *state, const size_t *sizes) {
-    size_t bytes = 0, total;
+    size_t ends[2] = {0, 0}, total; /* of the ring's slot, of what is kept once */
     for (int32_t i = 0; i < state_count(); i++)
-        if (__builtin_add_overflow(bytes, round_up(sizes[i], ALIGNMENT), &bytes))
+        if (__builtin_add_overflow(ends[is_kept(i)], round_up(sizes[i], ALIGNMENT), &ends[is_kept(i)]))
             return coil_fail(COIL_MEMORY, "the states overflow the address space");
-    if (__builtin_mul_overflow(bytes, (size_t)state->slots, &total))
+    if (__builtin_mul_overflow(ends[0], (size_t)state->slots, &total) || __builtin_add_overflow(total, ends[1], &total))
         return coil_fail(COIL_MEMORY, "the states overflow the address space");
-    unsigned char *memory = bytes ? coil_map(total) : NULL;
-    if (bytes && !memory) return coil_fail(COIL_MEMORY, "could not reserve %zu bytes for states", total);
-    coil_unmap(state->memory, (size_t)state->slots * state->bytes);
-    state->memory = memory, state->bytes = bytes, state->now = 0, state->undo = 0, state->calls = 0;
-    size_t offset = 0;
+    unsigned char *memory = total ? coil_map(total) : NULL;
+    if (total && !memory) return coil_fail(COIL_MEMORY, "could not reserve %zu bytes for states", total);
+    coil_unmap(state->memory, total_bytes(state));
+    state->memory = memory, state->bytes = ends[0], state->kept = ends[1];
+    state->now = 0, state->undo = 0, state->calls = 0;
+    ends[0] = ends[1] = 0;
     for (int32_t i = 0; i < state_count(); i++) {
-        state->sizes[i] = sizes[i], state->offsets[i] = offset;
-        offset += round_up(sizes[i], ALIGNMENT);
+        state->sizes[i] = sizes[i], state->offsets[i] = ends[is_kept(i)];
+        ends[is_kept(i)] += round_up(sizes[i], ALIGNMENT);
     }
     return COIL_OK;
 }
@@ -133,6 +149,7 @@ int coil_state_fork(const coil_state *state, coil_state **copy) {
         *copy = NULL;
         return code;
     }
+    if (state->kept) memcpy((*copy)->memory, state->memory, state->kept);
     if (state->bytes) memcpy(slot(*copy, 0), slot(state, state->now), state->bytes);
     (*copy)->calls = state->calls;
     return COIL_OK;
@@ -174,14 +191,29 @@ static void place(coil_state *state, const coil_entry *entry, const void *const 
     for (int32_t i = 0; i < entry->input_count; i++) state->inputs[i] = inputs ? inputs[i] : NULL;
     for (int32_t i = 0; i < entry->output_count; i++) state->outputs[i] = outputs ? outputs[i] : NULL;
     for (int32_t i = 0; i < entry->state_count; i++) {
-        state->inputs[entry->states[i].input] = slot(state, state->now) + state->offsets[i];
-        state->outputs[entry->states[i].output] = slot(state, next) + state->offsets[i];
+        state->inputs[entry->states[i].input] = place_of(state, i, state->now);
+        state->outputs[entry->states[i].output] = place_of(state, i, next);
     }
+}
+
+/* Whether what is kept has room for another call. */
+static int check_room(const coil_session *session, int32_t entry, const coil_state *state) {
+    plan_room room = coil_plan.entries[entry].room;
+    if (room.clock < 0) return COIL_OK;
+    int64_t at, elements = coil_session_quantity(session, entry, room.elements);
+    int64_t capacity = coil_session_quantity(session, entry, room.capacity);
+    memcpy(&at, place_of(state, room.clock, state->now), sizeof at);
+    if (at >= 0 && elements <= capacity && at <= capacity - elements) return COIL_OK;
+    return coil_fail(COIL_ARGUMENT,
+                     "the sequence has %lld elements and would get %lld more, the model has room for %lld: start anew, "
+                     "or compile it with a larger context",
+                     (long long)at, (long long)elements, (long long)capacity);
 }
 
 static int advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
                    void *const *outputs) {
     int code = fit(session, entry, state);
+    if (!code) code = check_room(session, entry, state);
     if (code) return code;
     place(state, &coil_plan.description.entries[entry], inputs, outputs);
     if (state->undo == state->slots - 1) state->undo--; /* the oldest one is written over, even by a run that fails */
@@ -215,13 +247,14 @@ static size_t table_bytes(void) { return (size_t)state_count() * sizeof(uint64_t
 int coil_state_save(const coil_state *state, void *memory, uint64_t *bytes) {
     if (!state || !bytes) return coil_fail(COIL_ARGUMENT, "coil_state_save needs a state and a place for the size");
     uint64_t room = *bytes;
-    *bytes = sizeof(saved) + table_bytes() + state->bytes;
+    size_t held = state->kept + state->bytes;
+    *bytes = sizeof(saved) + table_bytes() + held;
     if (!memory) return COIL_OK;
     if (room < *bytes)
         return coil_fail(COIL_ARGUMENT, "the state needs %llu bytes, there is room for %llu",
                          (unsigned long long)*bytes, (unsigned long long)room);
     saved header = {.version = STATE_VERSION, .count = (uint32_t)state_count(), .calls = state->calls};
-    header.bytes = state->bytes;
+    header.bytes = held;
     memcpy(header.magic, magic, sizeof magic);
     memcpy(header.identity, coil_plan.description.identity, sizeof header.identity);
     unsigned char *rest = (unsigned char *)memory + sizeof header;
@@ -229,8 +262,9 @@ int coil_state_save(const coil_state *state, void *memory, uint64_t *bytes) {
         uint64_t size = state->sizes[i];
         memcpy(rest + (size_t)i * sizeof size, &size, sizeof size);
     }
-    if (state->bytes) memcpy(rest + table_bytes(), slot(state, state->now), state->bytes);
-    header.checksum = digest(&header, rest, table_bytes() + state->bytes);
+    if (state->kept) memcpy(rest + table_bytes(), state->memory, state->kept);
+    if (state->bytes) memcpy(rest + table_bytes() + state->kept, slot(state, state->now), state->bytes);
+    header.checksum = digest(&header, rest, table_bytes() + held);
     memcpy(memory, &header, sizeof header);
     return COIL_OK;
 }
@@ -274,7 +308,7 @@ int coil_state_load(coil_state *state, const void *memory, uint64_t bytes) {
     if (!code) code = read_table(state, &header, rest);
     if (!code) code = resize(state, state->wanted);
     if (code) return code;
-    if (state->bytes) memcpy(slot(state, 0), rest + table_bytes(), state->bytes);
+    if (state->kept + state->bytes) memcpy(state->memory, rest + table_bytes(), state->kept + state->bytes);
     state->calls = header.calls;
     return COIL_OK;
 }

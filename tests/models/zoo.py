@@ -148,6 +148,17 @@ def llama() -> Case:
     return _sequence_model(LlamaForCausalLM(config), "logits")
 
 
+def mistral() -> Case:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=_TOKENS, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=48, head_dim=8, sliding_window=5,
+    )  # fmt: skip
+    return _sequence_model(MistralForCausalLM(config), "logits")
+
+
 def t5_encoder() -> Case:
     from transformers import T5Config, T5EncoderModel
 
@@ -193,6 +204,7 @@ MODELS: Mapping[str, Callable[[], Case]] = {
     "bert": bert,
     "gpt2": gpt2,
     "llama": llama,
+    "mistral": mistral,
     "t5_encoder": t5_encoder,
     "vit": vit,
     "convnext": convnext,

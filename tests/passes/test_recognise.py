@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from textwrap import dedent, indent
 
+import numpy as np
 import pytest
 
-from coilc.ir import Module, parse_graph
+from coilc.ir import DTYPES, Graph, Module, TensorType, interpret, literal, ops, parse_graph, print_graph
+from coilc.ir.dims import symbol
 from coilc.passes import (
     PASSES,
     explain,
     recognise_activations,
     recognise_attention,
     recognise_convolutions,
+    recognise_masks,
     recognise_norms,
 )
 from coilc.passes.dump import name_of
@@ -163,6 +166,59 @@ def test_attention(check: Check) -> None:
             v3: f32[B, 2, L, 8] = reshape(v2, dims=(B, 2, L, 8))
             v4: f32[B, 4, L, 8] = attention(q, v1, v3, m, optional=("mask",), scale=0.25, causal=False, window=None)
             return {"y": v4}
+        """,
+    )
+
+
+MASKS = {
+    "le(c, r)": ("causal=True", "None"),
+    "gt(r, c)": None,
+    "ge(r, c)": ("causal=True", "None"),
+    "bitwise_and(le(c, r), gt(c, sub(r, three)))": ("causal=True", "3"),
+    "logical_and(lt(sub(r, three), c), le(c, r))": ("causal=True", "3"),
+    "where(ge(r, c), zero, low)": ("causal=True", "None"),
+    "where(ge(r, c), zero, ten)": None,
+    "ge(r, r)": None,
+    "le(c, add(r, three))": None,
+}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_masks_of_positions(mask: str) -> None:
+    dims = (4, symbol("L"), symbol("L"))
+    r, c = (ops.iota(dims=dims, axis=axis, dtype=DTYPES["i64"]) for axis in (1, 2))
+    names = {"r": r, "c": c, "three": 3, "zero": literal(0.0), "low": literal(-3e38), "ten": literal(-10.0)}
+    value = eval(mask, {**vars(ops), **names})
+    q = ops.input_(name="q", type=TensorType(DTYPES["f32"], (1, 4, symbol("L"), 8)))
+    o = ops.attention(q, q, q, value, optional=("mask",))
+    graph = Graph("main", (q,), (("o", o),), (("L", (1, None)),))
+    after = recognise_masks(Module({"main": graph}))
+    wanted = MASKS[mask]
+    found = print_graph(after.entries["main"], locations=False)
+    if wanted is None:
+        assert "causal=False" in found
+    else:
+        assert f"optional=(), scale=None, {wanted[0]}, window={wanted[1]})" in found
+    x = {"q": np.random.default_rng(0).normal(size=(1, 4, 6, 8)).astype("f4")}
+    before = interpret(Module({"main": graph}), x, wide=True)["o"]
+    np.testing.assert_allclose(interpret(after, x, wide=True)["o"], before, atol=1e-12)
+
+
+def test_repeated_heads(check: Check) -> None:
+    check(
+        recognise_attention,
+        """
+        def main(q: f32[B, 4, L, 8], k: f32[B, 2, 1, L, 8], *, B: dim[1:], L: dim[1:]):
+            v0: f32[B, 2, 2, L, 8] = broadcast(k, dims=(B, 2, 2, L, 8))
+            v1: f32[B, 4, L, 8] = reshape(v0, dims=(B, 4, L, 8))
+            v2: f32[B, 4, L, 8] = attention(q, v1, v1, optional=(), scale=0.25, causal=True, window=None)
+            return {"y": v2}
+        """,
+        """
+        def main(q: f32[B, 4, L, 8], k: f32[B, 2, 1, L, 8], *, B: dim[1:], L: dim[1:]):
+            v0: f32[B, 2, L, 8] = reshape(k, dims=(B, 2, L, 8))
+            v1: f32[B, 4, L, 8] = attention(q, v0, v0, optional=(), scale=0.25, causal=True, window=None)
+            return {"y": v1}
         """,
     )
 

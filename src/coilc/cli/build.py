@@ -24,6 +24,12 @@ def compile_command(
     lengths: Lengths = None,
     entries: Annotated[Optional[str], typer.Option(help="Entries to keep, comma-separated; all by default.")] = None,  # noqa: UP045
     algorithm: Algorithm = None,
+    context: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1, help="Longest sequence in prefill and step of a model with attention: the size of its caches."
+        ),
+    ] = None,
     weights: Annotated[Optional[Path], typer.Option(help="Safetensors file with the weights of IR text.")] = None,  # noqa: UP045
     json: Json = False,
 ) -> None:
@@ -43,7 +49,8 @@ def compile_command(
         progress("export" if is_example(model) else "import")
         program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
-        compile(program, path, target=target, entries=chosen, algorithm=algorithm, progress=progress)
+        options = {"entries": chosen, "algorithm": algorithm, "context": context}
+        compile(program, path, target=target, **options, progress=progress)
     seconds, total, code = time.perf_counter() - began, folder_size(path), (path / "code.so").stat().st_size
     if json:
         emit_json({"artifact": str(path), "seconds": seconds, "bytes": total, "code_bytes": code})

@@ -1,0 +1,77 @@
+"""Whole models piece by piece: attention caches, windows and recurrences in one session, whatever is undone or copied."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from models import zoo
+
+import coilc
+from coilc.comparison.metrics import TOLERANCE
+from coilc.runtime import RunError
+
+LENGTH, CONTEXT = 37, 40
+DECODERS = {**zoo.MODELS, **zoo.HYBRIDS}
+NAMES = ("llama", "gpt2", "mistral", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h", "lfm2")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    case = DECODERS[request.param]()
+    program = coilc.export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
+    path = tmp_path_factory.mktemp(request.param) / "model.coil"
+    coilc.compile(program, path, entries=("main", "prefill", "step"), context=CONTEXT)
+    inputs = case.make_inputs(B=2, L=LENGTH)
+    return coilc.load(path, threads=1), inputs["input_ids"].numpy(), case.eager(inputs)["logits"].numpy(), path.parent
+
+
+def check(found: list[np.ndarray], expected: np.ndarray) -> None:
+    error = np.linalg.norm(np.concatenate(found, 1) - expected) / np.linalg.norm(expected)
+    assert error <= TOLERANCE["float32"]
+
+
+def test_every_split_equals_the_whole(compiled: tuple) -> None:
+    model, ids, logits, _ = compiled
+    for cut in range(1, LENGTH):
+        session = model.session()
+        parts = [session.prefill(input_ids=piece)["logits"] for piece in np.split(ids, [cut], axis=1)]
+        check(parts, logits)
+
+
+def test_steps_that_are_undone_forked_and_saved(compiled: tuple) -> None:
+    model, ids, logits, folder = compiled
+    session, found = model.session(history=3), []
+    for t in range(LENGTH):
+        step = session.step(input_ids=ids[:, t : t + 1])["logits"]
+        if t % 5 == 3:
+            session.rewind(2)
+            session.prefill(input_ids=ids[:, t - 1 : t])
+            np.testing.assert_array_equal(session.step(input_ids=ids[:, t : t + 1])["logits"], step)
+        if t % 10 == 5:
+            other = session.fork()
+            session.save(folder / "state")
+            session.prefill(input_ids=ids[:, :3])  # must not be seen by the copies
+            session = other
+        if t % 10 == 0:
+            session.save(folder / "state")
+            session = model.session(history=3)
+            session.load(folder / "state")
+        found.append(step)
+    check(found, logits)
+
+
+def test_a_full_context_is_refused_and_leaves_the_session_as_it_was(compiled: tuple) -> None:
+    model, ids, _, _ = compiled
+    if not any(state["kept"] for state in model.describe()["states"]):
+        pytest.skip("keeps a window only")
+    session = model.session(history=2)
+    session.prefill(input_ids=ids)
+    with pytest.raises(RunError, match=f"has {LENGTH} elements and would get 4 more, the model has room for {CONTEXT}"):
+        session.prefill(input_ids=ids[:, :4])
+    last = session.prefill(input_ids=ids[:, :3])["logits"]
+    session.reset()
+    again = [session.prefill(input_ids=piece)["logits"] for piece in (ids, ids[:, :3])][1]
+    np.testing.assert_array_equal(last, again)

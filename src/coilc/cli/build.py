@@ -49,8 +49,7 @@ def compile_command(
         progress("export" if is_example(model) else "import")
         program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
-        options = {"entries": chosen, "algorithm": algorithm, "context": context}
-        compile(program, path, target=target, **options, progress=progress)
+        compile(program, path, target=target, entries=chosen, algorithm=algorithm, context=context, progress=progress)
     seconds, total, code = time.perf_counter() - began, folder_size(path), (path / "code.so").stat().st_size
     if json:
         emit_json({"artifact": str(path), "seconds": seconds, "bytes": total, "code_bytes": code})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from coilc.ir import Graph, Node, OpDef, Value, literal, ops
@@ -32,13 +33,16 @@ class Affine:
 
 
 class AffineIn:
-    """Values of a body as affine functions of ``base``: a carry, or the value that it leaves for the next step."""
+    """Values of a body as affine functions of ``base``: a carry, or the value that it leaves for the next step.
 
-    def __init__(self, time: Parallel, base: Value) -> None:
+    ``zeros`` count as 0, but not as known: a product of one with the base is no more affine than the base squared.
+    """
+
+    def __init__(self, time: Parallel, base: Value, zeros: Iterable[Value] = ()) -> None:
         self.time, self.base = time, base
         self.state: Value = ops.input_(name="state", type=base.type)
-        self.found: dict[Value, Affine] = {base: Affine(self.state)}
-        self.free: dict[Node, bool] = {base.node: False}
+        self.found: dict[Value, Affine] = {base: Affine(self.state), **dict.fromkeys(zeros, Affine(None))}
+        self.free: dict[Node, bool] = dict.fromkeys((v.node for v in self.found), False)
 
     def is_free(self, value: Value) -> bool:
         """Whether ``value`` does not depend on the base."""
@@ -83,13 +87,13 @@ class AffineIn:
                 return self._plus(node, parts[0], self._times(ops.mul, parts[1], filled(-1, value)))
             case "neg":
                 return self._times(ops.mul, parts[0], filled(-1, value))
-            case "mul" if parts[0].view is None or parts[1].view is None:
-                state, factor = sorted(parts, key=lambda part: part.view is None)
+            case "mul" if any(map(self.is_free, node.inputs)):
+                state, factor = parts if self.is_free(node.inputs[1]) else parts[::-1]
                 assert factor.shift is not None
                 return self._times(ops.mul, state, factor.shift)
-            case "div" if parts[1].shift is not None and parts[1].view is None:
+            case "div" if parts[1].shift is not None and self.is_free(node.inputs[1]):
                 return self._times(ops.div, parts[0], parts[1].shift)
-            case "where" if parts[0].shift is not None and parts[0].view is None:
+            case "where" if parts[0].shift is not None and self.is_free(node.inputs[0]):
                 return self._chosen(node, parts[0].shift, *parts[1:])
             case "transpose" | "reshape" | "broadcast" | "cast":
                 return self._moved(node, parts[0])
@@ -99,8 +103,8 @@ class AffineIn:
         def move(part: Timed | None) -> Timed | None:
             return part and self.time.apply(node.op, [part], node.attrs)[0]
 
-        assert x.view is not None
-        return Affine(_simplest(node.op(x.view, **node.attrs)), move(x.scale), move(x.shift))
+        view = x.view and _simplest(node.op(x.view, **node.attrs))
+        return Affine(view, move(x.scale), move(x.shift))
 
     def _times(self, op: OpDef, x: Affine, by: Timed) -> Affine:
         """``x * by`` or ``x / by``."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coilc.ir import Node, Value, literal, ops
+from coilc.ir.opdef import MOVEMENT
 
 from .classify_affine import NotAffine, filled
 from .classify_factors import Factor, removed, support
@@ -56,7 +57,8 @@ class Roles:
 
 
 def roles_of(parts: Decaying, more: tuple[Factor, ...] = ()) -> Roles:
-    """Value axes are those that only the values have, and none of ``more``; batch is the state's first axis if every sample has its keys."""
+    """Value axes are those that only the values have, and none of the factors ``more``; batch is the state's first axis if
+    every sample has its keys."""
     keys = tuple(f for f in parts.update if f.support & parts.contracted)
     values = tuple(f for f in parts.update if not f.support & parts.contracted)
     shared = support((*keys, *parts.query, *parts.decay, *more))
@@ -123,7 +125,7 @@ def log_decay(parts: Decaying, roles: Roles) -> Value:
     """[B, L, H], or [B, L, H, N] when the decay varies along the keys."""
     groups: tuple[tuple[int, ...], ...] = (roles.batch, (TIME,), roles.heads)
     groups = (*groups, roles.key_axes) if support(parts.decay) & parts.contracted else groups
-    terms = [parts.arranged([Factor(_logarithm(f), f.axes)], *groups) for f in parts.decay]
+    terms = [parts.arranged([Factor(_logarithm(f.value), f.axes)], *groups) for f in parts.decay]
     total = terms[0] if terms else parts.arranged([Factor(literal(0, parts.start.type.dtype), ())], *groups)
     for term in terms[1:]:
         total = ops.add(total, term)
@@ -131,18 +133,19 @@ def log_decay(parts: Decaying, roles: Roles) -> Value:
     return total if total.type.dtype is dtype else ops.cast(total, dtype=dtype)
 
 
-def _logarithm(factor: Factor) -> Value:
-    """The logarithm of a factor that is positive by its form.
+def _logarithm(value: Value) -> Value:
+    """The logarithm of a value that is positive by its form.
 
     Raises:
         NotAffine: it may be zero or negative.
     """
-    value = factor.value
     number: Any = value.node.attrs["value"].value if value.op is ops.constant else None
     if value.op is ops.exp:
         return value.node.inputs[0]
     if value.op is ops.sigmoid:
         return ops.neg(ops.softplus(ops.neg(value.node.inputs[0])))
+    if MOVEMENT in value.op.traits and len(value.node.inputs) == 1 and value.op is not ops.pad:
+        return Node.make(value.op, (_logarithm(value.node.inputs[0]),), value.node.attrs).results[value.index]
     if number is not None and number.dtype.kind == "f" and np.all(number > 0):
         return ops.log(value)
     raise NotAffine(value.node, "the decay is not known to be positive: it is no exp, sigmoid or positive constant")

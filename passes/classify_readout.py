@@ -11,6 +11,7 @@ from .classify_affine import Affine, AffineIn, NotAffine
 from .classify_factors import Axes, Factor, factors_of, product, removed
 from .loop_parts import Loop, from_front
 from .rewrite import on, rewrite_graph
+from .split_products import split_product
 from .vectorise_time import Parallel, Timed
 
 Groups = Sequence[Sequence[int]]
@@ -225,7 +226,7 @@ def query_of(
 def _with_sums(scan: Node) -> Node:
     """The scan with every product of its state with a vector written as ``sum(mul(...))``."""
     body = scan.attrs["body"]
-    carried = _Reach([v.node for v in body.inputs[: scan.attrs["carries"]]])
+    carried, known = _Reach([v.node for v in body.inputs[: scan.attrs["carries"]]]), Loop(scan).consts
 
     @on("matmul", "einsum", "linear")
     def product_with_state(node: Node) -> Value | None:
@@ -235,7 +236,11 @@ def _with_sums(scan: Node) -> Node:
             assert node.op.decompose is not None
             result: Value = node.op.decompose(*node.inputs, **node.attrs)
             return result
-        return vector_product(node) if node.op is ops.matmul else einsum_as_sum(node)
+        if node.op is ops.einsum:
+            return einsum_as_sum(node)
+        left, right = (carried.reach(v.node) for v in node.inputs)
+        by_vector = vector_product(node)
+        return split_product(node, left=right, known=known) if by_vector is None and left != right else by_vector
 
     return scan.op.node(*scan.inputs, **{**scan.attrs, "body": rewrite_graph(body, product_with_state)})
 

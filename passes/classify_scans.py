@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coilc.ir import Module
 
+from .classify_delta_rule import scan_is_delta_rule
 from .classify_gated_linear_attention import scan_is_gated_linear_attention
 from .classify_linear_scan import carry_is_linear
 from .classify_selective_scan import absorb_skip_and_gate, scan_is_selective
@@ -12,7 +13,7 @@ from .rewrite import rewrite_module
 
 
 def classify_scans(module: Module) -> Module:
-    """Turn ``scan`` into selective_scan, gated_linear_attention or linear_scan where its body allows it.
+    """Turn ``scan`` into the recurrence that its body is: selective_scan, linear_scan, attention with a decay, a delta rule.
 
     Before::
 
@@ -25,5 +26,6 @@ def classify_scans(module: Module) -> Module:
 
     Needs: loops are scans. Guarantees: equal up to rounding; any other loop stays, with only what needs a carry in it.
     """
-    named = rewrite_module(drop_unused(module), scan_is_selective, scan_is_gated_linear_attention, carry_is_linear)
+    rules = (scan_is_selective, scan_is_gated_linear_attention, scan_is_delta_rule, carry_is_linear)
+    named = rewrite_module(drop_unused(module), *rules)
     return absorb_skip_and_gate(hoist_invariants(named))

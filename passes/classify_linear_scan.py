@@ -105,9 +105,8 @@ def _is_expanded(loop: Loop, step: Affine, carry: Value) -> bool:
 
 def _smaller_loop(loop: Loop, place: int, time: Parallel, last: Value) -> tuple[Value, ...]:
     """The loop with carry ``place`` replaced by two sequences: the states before and after each step."""
-    number = len(loop.node.inputs)
     ends = {"before": loop.body.inputs[place], "after": loop.body.results[place]}
-    fresh = {name: ops.input_(name=f"{name}{number}", type=v.type) for name, v in ends.items()}
+    fresh = {name: ops.input_(name=next(loop.fresh_names(name)), type=v.type) for name, v in ends.items()}
     inner = replace_values(loop.body, {ends[name]: fresh[name] for name in ends})
     outputs = (output for i, output in enumerate(inner.outputs) if i != place)
     carries = dict(zip(loop.body_carries, loop.inits, strict=True))

@@ -51,7 +51,8 @@ def leave_loop_early(node: Node) -> tuple[Value, ...] | None:
     crossing = [v for v in _frontier(loop, outside, early) if _computes(v)]
     if not crossing and not early:
         return None
-    moved = {v: ops.input_(name=f"e{len(node.inputs)}_{i}", type=v.type) for i, v in enumerate(crossing)}
+    names = zip(crossing, loop.fresh_names("e"), strict=False)
+    moved = {v: ops.input_(name=name, type=v.type) for v, name in names}
     sequences, consts = dict(loop.sequences), dict(loop.consts)
     for value, inner in moved.items():
         whole = time.known[value]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 from coilc.ir import Dim, Graph, Node, Value, ops
 
@@ -63,6 +64,11 @@ class Loop:
 
     def _parameters(self, first: int, last: int | None) -> Parameters:
         return dict(zip(self.body.inputs[first:last], self.node.inputs[first:last], strict=True))
+
+    def fresh_names(self, prefix: str) -> Iterator[str]:
+        """Names for new inputs of the body."""
+        taken = {v.node.attrs["name"] for v in self.body.inputs}
+        return (name for name in map(f"{prefix}{{}}".format, count()) if name not in taken)
 
     def rebuilt(
         self,

@@ -64,8 +64,7 @@ def weight_as_operand(node: Node) -> tuple[Value, ...] | None:
     read |= dict.fromkeys(v for v in loop.body.results if v.node in known)
     if not read:
         return None
-    taken = {v.node.attrs["name"] for v in loop.body.inputs}
-    names = (name for i in range(len(taken) + len(read)) if (name := f"weight{i}") not in taken)
-    inputs = {w: ops.input_(name=name, type=w.type) for w, name in zip(read, names, strict=False)}
+    names = zip(read, loop.fresh_names("weight"), strict=False)
+    inputs = {w: ops.input_(name=name, type=w.type) for w, name in names}
     outputs = replace_values(loop.body, inputs).outputs
     return loop.rebuilt(outputs, consts={**loop.consts, **{x: w for w, x in inputs.items()}})

@@ -121,22 +121,37 @@ class Steps:
         self.inside = Kernel(step.graph, part.k.target, Reader(step.graph, {}, dims), ())
 
     def emit(self) -> None:
-        step, carries, dims = self.step, self.part.carries, self.inside.reader.dims
-        states = {i: v for i, v in enumerate(step.body.inputs[:carries]) if not step.unread(i)}
-        memory = {v: self._memory(v, i) for i, v in states.items()}
-        kept = {v: self._memory(v, step.result_for(v, carries)) for v in step.kept}
-        for i, value in states.items():
-            self._for_each(value, partial(self._load, i, value, memory[value]))
+        """Write the loop."""
+        step, dims, (memory, kept) = self.step, self.inside.reader.dims, self._allocate()
         with self._time() as t:
             reader = Reader(step.graph, {**memory, **kept, **self._buffers(t)}, dims, self._views(t))
             for node in step.calls:
                 self._run(node, reader, kept)
-            for i, value in enumerate(step.results[carries:], carries):
+            for i, value in enumerate(step.results[len(memory) :], len(memory)):
                 self._for_each(value, partial(self._store, i, t, value, reader))
-            for i, value in states.items():
-                self._copy(value, kept[step.results[i]], memory[value])
-        reader = Reader(step.graph, memory, dims)
-        for i, value in states.items():
+            self._advance(memory, kept)
+        self._store_carries(memory)
+
+    def _allocate(self) -> tuple[dict[Value, tirx.Buffer], dict[Value, tirx.Buffer]]:
+        """Memory for the carries, which have their first values, and for what the kernels of a step write."""
+        states = self.step.body.inputs[: self.part.carries]
+        memory = {v: self._memory(v, i) for i, v in enumerate(states)}
+        homes = {v: self.step.result_for(v, len(states)) for v in self.step.kept}
+        kept = {v: self._memory(v, None) if i is None else memory[states[i]] for v, i in homes.items()}
+        for i, value in enumerate(states):
+            self._for_each(value, partial(self._load, i, value, memory[value]))
+        return memory, kept
+
+    def _advance(self, memory: Mapping[Value, tirx.Buffer], kept: Mapping[Value, tirx.Buffer]) -> None:
+        """What the step made of the carries becomes the carries, unless it was written there."""
+        for (value, state), after in zip(memory.items(), self.step.results, strict=False):
+            if kept[after] is not state:
+                self._copy(value, kept[after], state)
+
+    def _store_carries(self, memory: Mapping[Value, tirx.Buffer]) -> None:
+        """Write the last carries; those without a local size live in the results."""
+        reader = Reader(self.step.graph, memory, self.inside.reader.dims)
+        for i, value in enumerate(memory):
             if self._local_size(value) is not None:
                 self._for_each(value, partial(self._store, i, None, value, reader))
 

@@ -5,8 +5,6 @@ Body and condition are small programs, as a scan's step is (``step.py``). What h
 
 from __future__ import annotations
 
-from functools import partial
-
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -31,44 +29,30 @@ class Iterations(Steps):
 
     def emit(self) -> None:
         """Write the loop."""
-        carries = self.part.carries
-        states = {
-            i: v for i, v in enumerate(self.step.body.inputs[:carries]) if not self.step.unread(i) or self._asked(i)
-        }
-        memory = {i: self._memory(v, i) for i, v in states.items()}
-        kept = {v: self._memory(v, self.step.result_for(v, carries)) for v in self.step.kept}
-        for i, value in states.items():
-            self._for_each(value, partial(self._load, i, value, memory[i]))
+        memory, kept = self._allocate()
         question = schedule_whole(self.k.node.attrs["condition"])
+        # Body and condition name the carries apart.
+        asked = dict(zip(question.body.inputs, memory.values(), strict=False))
         answers = {v: self._memory(v, None) for v in question.kept}
         (answer,) = question.results
         go = local((1,), storage_dtype(answer.type.dtype))
-        self._compute(question, memory, answers, {answer: go})
+        self._compute(question, asked, answers, {answer: go})
         with T.While(decode(go[0], answer.type.dtype)):
             self._compute(self.step, memory, kept, {})
-            for i, value in states.items():
-                self._copy(value, kept[self.step.results[i]], memory[i])
-            self._compute(question, memory, answers, {answer: go})
-        for i, value in states.items():
-            if isinstance(value.type.size, int):
-                reader = Reader(self.step.graph, {value: memory[i]}, self.inside.reader.dims)
-                self._for_each(value, partial(self._store, i, None, value, reader))
-
-    def _asked(self, carry: int) -> bool:
-        """Whether the condition reads a carry."""
-        condition = self.k.node.attrs["condition"]
-        return condition.inputs[carry] in condition.uses
+            self._advance(memory, kept)
+            self._compute(question, asked, answers, {answer: go})
+        self._store_carries(memory)
 
     def _compute(
         self,
         step: Step,
-        memory: dict[int, tirx.Buffer],
+        memory: dict[Value, tirx.Buffer],
         kept: dict[Value, tirx.Buffer],
         wanted: dict[Value, tirx.Buffer],
     ) -> None:
         """Run the kernels of a body or a condition, and write the values ``wanted``."""
         inputs, carries = step.body.inputs, self.part.carries
-        given = {inputs[i]: buffer for i, buffer in memory.items()} | kept
+        given = memory | kept
         views = {v: self.part.operand(i) for i, v in enumerate(inputs[carries:], carries)}
         for i, value in enumerate(inputs[carries:], carries):
             buffer = self.k.kernel.reader.buffers.get(self.k.operands[i])

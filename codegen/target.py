@@ -28,6 +28,7 @@ _CPU_CLAIMS = frozenset(
         "causal_conv1d",
         "depthwise_conv",
         "long_conv",
+        "dft",
         "gated_linear_attention",
         "gated_delta_rule",
         "generalized_delta_rule",

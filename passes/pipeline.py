@@ -20,6 +20,7 @@ from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
 from .lower_complex import lower_complex
 from .pack_weights import pack_weights
+from .plan_transforms import plan_transforms
 from .reassociate_products import reassociate_products
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
@@ -90,7 +91,8 @@ def pipeline(
             (
                 convolve_channels_last,
                 tabulate_routes,
-                transform_long_convs,
+                partial(transform_long_convs, claims=claims),
+                partial(plan_transforms, claims=claims),
                 partial(choose_algorithms, machine=machine, algorithm=algorithm),
                 lower_complex,
                 partial(pack_weights, panel=panel, claims=claims),

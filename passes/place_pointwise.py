@@ -36,6 +36,7 @@ ANCHOR_PROLOGUES: Mapping[str, Mapping[str | int, tuple[Prologue, bool]]] = {
     "attention": {0: _MOVED, 1: _MOVED, 2: _MOVED, "mask": _OFTEN, "offset": _OFTEN},
     "causal_conv1d": {0: _OFTEN},
     "depthwise_conv": {0: _OFTEN},
+    "dft": {0: _ONCE},
     "long_conv": dict.fromkeys(range(3), _OFTEN),
     "linear_scan": {0: _ONCE, 1: _ONCE, 2: _ONCE},
     "selective_scan": {0: _ONCE, 1: _ONCE, 2: _OFTEN, 3: _OFTEN, 4: _OFTEN, "z": _ONCE, "h0": _ONCE, "mask": _OFTEN},

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from math import log2
 
 from coilc.ir import Dim, Module, Node, Value, dims, ops
-from coilc.ir.ops.fourier import Wave, convenient, transform, turn, work
+from coilc.ir.ops.fourier import Transform, Wave, by_tables, convenient, matrix_rows, transform, turn
 
 from .rewrite import on, rewrite_module
 from .timeline import replace_at
@@ -15,10 +16,11 @@ from .trace import Declined, no
 QUARTER = -0.25  # of a turn over a block: what wraps around then lands in the imaginary part
 LENGTH = 2048  # steps that a symbolic length stands for
 BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)  # lengths of transforms, besides that of the whole sequence
+CACHED = 8192  # a transform of this length fits a cache of 2 MB with its 16 lanes
 PASS_COST = 24  # reading and writing a spectrum once, in products per element
 
 
-def transform_long_convs(module: Module) -> Module:
+def transform_long_convs(module: Module, claims: Collection[str] = ()) -> Module:
     """Cut a long convolution into blocks, which are multiplied as spectra.
 
     Before::
@@ -37,25 +39,32 @@ def transform_long_convs(module: Module) -> Module:
 
     Needs: nothing. Guarantees: equal up to rounding; spectra of weights are constants.
     """
+    by = by_tables if "dft" in claims else transform
+    work = products_by_tables if "dft" in claims else products
+
+    @on("long_conv")
+    def long_conv_by_transforms(node: Node) -> Value | Declined | None:
+        """A convolution with many taps is a product of spectra"""
+        if node.types[0].dtype.name not in ("f32", "f64"):
+            return None
+        plan = min(_plans(node, work), key=lambda plan: plan.cost)
+        if plan.block is None:
+            return no(f"one product per tap is cheaper: {plan.cost:.0f} per element")
+        return _planned(node, plan, by)
+
     return rewrite_module(module, long_conv_by_transforms)
 
 
-@on("long_conv")
-def long_conv_by_transforms(node: Node) -> Value | Declined | None:
-    """A convolution with many taps is a product of spectra"""
+def _planned(node: Node, plan: Plan, by: Transform) -> Value:
     x, k, *future = node.inputs
-    if x.type.dtype.name not in ("f32", "f64"):
-        return None
-    plan = min(_plans(node), key=lambda plan: plan.cost)
-    if plan.block is None:
-        return no(f"one product per tap is cheaper: {plan.cost:.0f} per element")
+    assert plan.block is not None
     if plan.whole:
-        return _in_one_block(x, k, future, plan.block)
-    y = _in_blocks(x, _cut(k, x.dims[1]), plan.block)
+        return _in_one_block(x, k, future, plan.block, by)
+    y = _in_blocks(x, _cut(k, x.dims[1]), plan.block, by)
     if not future:
         return y
     late = ops.pad(future[0], low=(1, 0), high=(0, 0), value=0.0)
-    ahead = _in_blocks(ops.flip(x, axes=(1,)), _cut(late, x.dims[1]), plan.block)
+    ahead = _in_blocks(ops.flip(x, axes=(1,)), _cut(late, x.dims[1]), plan.block, by)
     return ops.add(y, ops.flip(ahead, axes=(1,)))
 
 
@@ -71,7 +80,7 @@ class Plan:
     whole: bool = False
 
 
-def _plans(node: Node) -> Iterator[Plan]:
+def _plans(node: Node, work: Callable[[int], float]) -> Iterator[Plan]:
     x, *kernels = node.inputs
     length = _representative(x.dims[1])
     taps = [min(_representative(k.dims[0]), length) for k in kernels]
@@ -79,17 +88,22 @@ def _plans(node: Node) -> Iterator[Plan]:
     moving = any(not isinstance(k.dims[0], int) for k in kernels)
     whole = convenient(length)
     if isinstance(x.dims[1], int):
-        yield Plan(_spectral(whole, moving) * whole / length, whole, whole=True)
+        yield Plan((2 + moving) * work(whole) * whole / length, whole, whole=True)
     for block in BLOCKS:
         if block < length:
             count = -(-length // block) * block / length
             products = sum(2 * -(-t // block) * (1 - t / (2 * length)) for t in taps)
-            yield Plan((_spectral(block, moving) * len(taps) + products + PASS_COST) * count, block)
+            yield Plan(((2 + moving) * work(block) * len(taps) + products + PASS_COST) * count, block)
 
 
-def _spectral(n: int, moving: bool) -> float:
-    """Two transforms of length n, or three if the kernel's must be done as well."""
-    return (3 if moving else 2) * (2 * work(n) + PASS_COST)
+def products(n: int) -> float:
+    """What a transform of length n costs per element as products with small matrices."""
+    return 2 * matrix_rows(n) + PASS_COST
+
+
+def products_by_tables(n: int) -> float:
+    """The same for the kernel of ``dft``, whose scratch memory leaves the cache at some length."""
+    return 3 * log2(n) + PASS_COST * (2 if n > CACHED else 1)
 
 
 def _representative(dim: Dim) -> int:
@@ -106,40 +120,40 @@ def _cut(k: Value, length: Dim) -> Value:
 # --- the rewrite ------------------------------------------------------------------------------------------------------
 
 
-def _in_one_block(x: Value, k: Value, future: list[Value], n: int) -> Value:
+def _in_one_block(x: Value, k: Value, future: list[Value], n: int, by: Transform) -> Value:
     """One transform over the whole sequence; the future wraps around to the end of the kernel, a quarter turn behind."""
     batch, length, channels = x.dims
     kernel = ops.reshape(_padded(_cut(k, length), 0, n), dims=(1, 1, n, channels))
     if future:
         ahead = ops.flip(_padded(_cut(future[0], length - 1), 0, n), axes=(0,))
         kernel = ops.concat(kernel, ops.neg(ops.reshape(ahead, dims=kernel.dims)), axis=1)
-    spectrum = transform(kernel, Wave(-1, before=QUARTER))
+    spectrum = by(kernel, Wave(-1, before=QUARTER))
     signal = ops.reshape(_padded(x, 1, n), dims=(batch, 1, n, channels))
-    product = turn(transform(signal, Wave(-1, before=QUARTER)), spectrum)
-    y = transform(product, Wave(1, after=QUARTER), scale=1 / n, parts=1)
+    product = turn(by(signal, Wave(-1, before=QUARTER)), spectrum)
+    y = by(product, Wave(1, after=QUARTER), scale=1 / n, parts=1)
     return ops.slice_axis(ops.reshape(y, dims=(batch, n, channels)), 1, 0, length)
 
 
-def _in_blocks(x: Value, k: Value, n: int) -> Value:
+def _in_blocks(x: Value, k: Value, n: int, by: Transform) -> Value:
     """Blocks of n steps and n taps: their spectra are convolved from block to block."""
     batch, length, channels = x.dims
     count, taps = (length + n - 1) // n, (k.dims[0] + n - 1) // n
-    signals = _spectra(_padded(x, 1, count * n), (batch, count), n)
-    kernels = _spectra(_padded(k, 0, taps * n), (taps,), n)
+    signals = _spectra(_padded(x, 1, count * n), (batch, count), n, by)
+    kernels = _spectra(_padded(k, 0, taps * n), (taps,), n, by)
     product = ops.long_conv(signals, kernels)
     both = ops.concat(
         *(ops.reshape(part(product), dims=(batch * count, 1, n, channels)) for part in (ops.real, ops.imag)), axis=1
     )
-    y = transform(both, Wave(1, after=QUARTER), scale=1 / n)
+    y = by(both, Wave(1, after=QUARTER), scale=1 / n)
     here, wrapped = (ops.reshape(ops.slice_axis(y, 1, i, i + 1), dims=(batch, count * n, channels)) for i in (0, 1))
     late = ops.slice_axis(ops.pad(wrapped, low=(0, n, 0), high=(0, 0, 0), value=0.0), 1, 0, length)
     return ops.add(ops.slice_axis(here, 1, 0, length), late)
 
 
-def _spectra(x: Value, lead: tuple[Dim, ...], n: int) -> Value:
+def _spectra(x: Value, lead: tuple[Dim, ...], n: int, by: Transform) -> Value:
     """The turned spectra of [*lead * n, channels], complex [*lead, n * channels]."""
     channels = x.dims[-1]
-    blocks = transform(ops.reshape(x, dims=(dims.size(lead), 1, n, channels)), Wave(-1, before=QUARTER))
+    blocks = by(ops.reshape(x, dims=(dims.size(lead), 1, n, channels)), Wave(-1, before=QUARTER))
     re, im = (ops.reshape(ops.slice_axis(blocks, 1, i, i + 1), dims=(*lead, n * channels)) for i in (0, 1))
     joined: Value = ops.complex(re, im)
     return joined

@@ -14,6 +14,7 @@ from .causal_conv1d import emit_causal_conv1d
 from .conv import emit_conv
 from .delta_rule import emit_delta_rule
 from .depthwise_conv import emit_depthwise_conv
+from .dft import emit_dft
 from .gated_linear_attention import emit_gated_linear_attention
 from .linear_scan import emit_linear_scan
 from .long_conv import emit_long_conv
@@ -33,6 +34,7 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.selective_scan: emit_selective_scan,
     ops.causal_conv1d: emit_causal_conv1d,
     ops.long_conv: emit_long_conv,
+    ops.dft: emit_dft,
     ops.scan: emit_scan,
     ops.while_loop: emit_while_loop,
     ops.attention: emit_attention,

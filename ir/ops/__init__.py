@@ -78,7 +78,7 @@ from .elementwise import (
     trunc,
     where,
 )  # fmt: skip
-from .fourier import fft, ifft, irfft, rfft
+from .fourier import dft, fft, ifft, irfft, rfft
 from .indexing import gather, index_put, scatter, take, update_slice
 from .layout import pack_panels
 from .linalg import einsum, linear, matmul, packed_matmul

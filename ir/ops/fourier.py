@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from math import pi
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..opdef import BadExample, Example, OpDef, literal
 from ..types import DTYPES, DType, TensorType
 from . import rules as r
 from .elementwise import add, cast, complex, cos, div, eq, imag, logical_or, mod, mul, neg, real, sin, sub, where
+from .indexing import take
 from .linalg import matmul
 from .movement import broadcast, concat, extent, flip, iota, pad, reshape, slice_axis, transpose
 
@@ -32,6 +33,9 @@ REAL = {"c64": DTYPES["f32"], "c128": DTYPES["f64"]}
 COMPLEX = {"f32": DTYPES["c64"], "f64": DTYPES["c128"]}
 
 # --- the transform of [outer, parts, n, inner] ------------------------------------------------------------------------
+
+
+Transform: TypeAlias = Callable[..., Value]  # what ``transform`` takes and gives
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def transform(x: Value, wave: Wave, *, scale: float = 1.0, parts: int = 2) -> Va
     assert isinstance(n, int)
     radix = factor(n)
     if radix is None:
-        return _as_convolution(x, wave, scale, parts)
+        return _as_convolution(x, wave, scale, parts, transform)
     if radix == n:
         return reshape(_product(x, n, wave, scale, parts), dims=(outer, parts, n, inner))
     rest = n // radix
@@ -95,12 +99,12 @@ def factor(n: int) -> int | None:
     return _plan(n)[1]
 
 
-def work(n: int) -> float:
+def matrix_rows(n: int) -> float:
     """Rows of small matrices that every element of a transform is multiplied with."""
     stages, rest = 0.0, n
     while (radix := factor(rest)) not in (None, rest):
         stages, rest = stages + float(radix or 0), rest // (radix or 1)
-    return stages + (rest if factor(rest) else 4 * work(convenient(2 * rest - 1)))
+    return stages + (rest if factor(rest) else 4 * matrix_rows(convenient(2 * rest - 1)))
 
 
 @cache
@@ -122,7 +126,7 @@ def convenient(n: int) -> int:
     return min(m * power for m in (1, 3, 5) for power in powers if m * power >= n)
 
 
-def _as_convolution(x: Value, wave: Wave, scale: float, parts: int) -> Value:
+def _as_convolution(x: Value, wave: Wave, scale: float, parts: int, by: Transform) -> Value:
     """A length with a large prime factor: jk = (jj + kk - (k - j)(k - j)) / 2 makes it a convolution with a chirp."""
     n = d.evaluate(x.dims[2], {})
     size, places = convenient(2 * n - 1), np.arange(n)
@@ -137,9 +141,72 @@ def _as_convolution(x: Value, wave: Wave, scale: float, parts: int) -> Value:
 
     both = x if x.dims[1] == 2 else pad(x, low=(0, 0, 0, 0), high=(0, 1, 0, 0), value=0.0)
     longer = pad(times(both, before * chirp), low=(0, 0, 0, 0), high=(0, 0, size - n, 0), value=0.0)
-    spectrum = times(transform(longer, Wave(-1)), np.fft.fft(around) / size)
-    result = times(slice_axis(transform(spectrum, Wave(1)), 2, 0, n), scale * after * chirp)
+    spectrum = times(by(longer, Wave(-1)), np.fft.fft(around) / size)
+    result = times(slice_axis(by(spectrum, Wave(1)), 2, 0, n), scale * after * chirp)
     return slice_axis(result, 1, 0, parts)
+
+
+# --- dft: the transform as one kernel -----------------------------------------------------------------------------------
+
+SMOOTH = (4, 2, 3, 5)  # factors that kernels of ``dft`` know
+
+
+def by_tables(x: Value, wave: Wave, *, scale: float = 1.0, parts: int = 2) -> Value:
+    """What ``transform`` gives, as one ``dft`` where the length has small factors only."""
+    n = d.evaluate(x.dims[2], {})
+    if factor(n) is None:
+        return _as_convolution(x, wave, scale, parts, by_tables)
+    if n < 2 or smooth_factors(n) is None:
+        return transform(x, wave, scale=scale, parts=parts)
+    places, zero, one = np.arange(n), np.array(0), np.array(1)
+    edges = wave.at(n, places, zero), scale * wave.at(n, zero, places)
+    tables = [literal(pair(w)[0, ..., 0], x.type.dtype) for w in (Wave(wave.sign).at(n, places, one), *edges)]
+    y: Value = dft(x, *tables, parts=parts)
+    return y
+
+
+def smooth_factors(n: int) -> tuple[int, ...] | None:
+    """``n`` as a product of factors in ``SMOOTH``."""
+    found: list[int] = []
+    for radix in SMOOTH:
+        while n % radix == 0:
+            found.append(radix)
+            n //= radix
+    return tuple(found) if n == 1 else None
+
+
+def _dft(x: TensorType, roots: TensorType, before: TensorType, after: TensorType, *, parts: int) -> TensorType:
+    r.of_kind(r.FLOAT, x)
+    r.same_dtype(x, roots, before, after)
+    outer, given, n, inner = r.ranked("x", x, ("outer", "parts", "n", "inner"))
+    r.known("n", n)
+    r.require(given in (1, 2) and parts in (1, 2), f"there are 1 or 2 parts, not {given} and {parts}")
+    for name, table in {"roots": roots, "before": before, "after": after}.items():
+        r.shaped(name, table, (2, n))
+    return x.with_dims((outer, parts, n, inner))
+
+
+def _dft_reference(x: Any, roots: Any, before: Any, after: Any, *, parts: int) -> Any:
+    n = x.shape[2]
+    w, enter, leave = (t[0] + 1j * t[1] for t in (roots, before, after))
+    z = x[:, 0] + 1j * x[:, 1] if x.shape[1] == 2 else x[:, 0]
+    matrix = leave[:, None] * w[np.outer(np.arange(n), np.arange(n)) % n] * enter
+    y = matrix @ z
+    return np.stack([y.real, y.imag][:parts], axis=1).astype(x.dtype)
+
+
+def _dft_by_matrix(x: Value, roots: Value, before: Value, after: Value, *, parts: int) -> Value:
+    outer, given, n, inner = x.dims
+    assert isinstance(n, int)
+    places = literal(np.outer(np.arange(n), np.arange(n)).ravel() % n)
+    table = reshape(take(roots, places, axis=1), dims=(1, 2, n, n))
+    columns = turn(table, reshape(before, dims=(1, 2, 1, n)))
+    whole = turn(columns, reshape(after, dims=(1, 2, n, 1)))
+    re, im = (reshape(slice_axis(whole, 1, i, i + 1), dims=(n, n)) for i in (0, 1))
+    rows = [concat(re, neg(im), axis=1), concat(im, re, axis=1)] if given == 2 else [re, im]
+    matrix = concat(*rows, axis=0) if parts == 2 else rows[0]
+    product = matmul(broadcast(matrix, dims=(outer, *matrix.dims)), reshape(x, dims=(outer, given * n, inner)))
+    return reshape(product, dims=(outer, parts, n, inner))
 
 
 # --- by definition, for a symbolic length -----------------------------------------------------------------------------
@@ -183,12 +250,12 @@ def _part(x: Value, index: int) -> Value:
     return reshape(slice_axis(x, 1, index, index + 1), dims=(x.dims[0], *x.dims[2:]))
 
 
-def _complex_transform(x: Value, *, axis: int, sign: int) -> Value:
+def complex_transform(x: Value, *, axis: int, sign: int, by: Transform = transform) -> Value:
     def apply(x: Value) -> Value:
         outer, n, _ = x.dims
         re, im = real(x), imag(x)
         if isinstance(n, int):
-            y = transform(_stacked(re, im), Wave(sign), scale=1.0 if sign < 0 else 1 / n)
+            y = by(_stacked(re, im), Wave(sign), scale=1.0 if sign < 0 else 1 / n)
             return complex(_part(y, 0), _part(y, 1))
         c, s = _waves(n, n, n, re.type.dtype, outer)
         forward = complex(
@@ -202,11 +269,11 @@ def _complex_transform(x: Value, *, axis: int, sign: int) -> Value:
     return _arranged(x, axis, apply)
 
 
-def _real_transform(x: Value, *, axis: int) -> Value:
+def real_transform(x: Value, *, axis: int, by: Transform = transform) -> Value:
     def apply(x: Value) -> Value:
         outer, n, _ = x.dims
         if isinstance(n, int):
-            y = slice_axis(transform(_stacked(x), Wave(-1)), 2, 0, n // 2 + 1)
+            y = slice_axis(by(_stacked(x), Wave(-1)), 2, 0, n // 2 + 1)
             return complex(_part(y, 0), _part(y, 1))
         c, s = _waves(n // 2 + 1, n, n, x.type.dtype, outer)
         return complex(matmul(c, x), neg(matmul(s, x)))
@@ -214,11 +281,11 @@ def _real_transform(x: Value, *, axis: int) -> Value:
     return _arranged(x, axis, apply)
 
 
-def _inverse_real_transform(x: Value, *, axis: int, n: d.Dim) -> Value:
+def inverse_real_transform(x: Value, *, axis: int, n: d.Dim, by: Transform = transform) -> Value:
     def apply(x: Value) -> Value:
         re, im = real(x), imag(x)
         if isinstance(n, int):
-            return _part(transform(_mirrored(re, im, n), Wave(1), scale=1 / n, parts=1), 0)
+            return _part(by(_mirrored(re, im, n), Wave(1), scale=1 / n, parts=1), 0)
         outer, half, _ = x.dims
         whole, dtype = DTYPES["i64"], re.type.dtype
         k = iota(dims=(half, 1), axis=0, dtype=whole)
@@ -290,11 +357,33 @@ def _examples(dtype: str) -> tuple[Example, ...]:
     )
 
 
+def _dft_example(outer: int, given: int, n: int, inner: int, parts: int) -> Example:
+    table = f"f32[2, {n}]"
+    return Example((f"f32[{outer}, {given}, {n}, {inner}]", table, table, table), {"parts": parts}, -0.5, 0.5)
+
+
+dft = OpDef(
+    "dft",
+    infer=_dft,
+    reference=_dft_reference,
+    decompose=_dft_by_matrix,
+    flops=lambda x, *_, **__: 5 * x.size * d.evaluate(x.dims[2], {}).bit_length(),
+    examples=(_dft_example(2, 2, 6, 3, 2), _dft_example(1, 1, 8, 2, 2), _dft_example(2, 2, 5, 1, 1)),
+    bad_examples=(
+        BadExample(("f32[1, 2, 4, 3]", "f32[2, 3]", "f32[2, 4]", "f32[2, 4]"), {"parts": 2}, "roots must have dims"),
+        BadExample(("f32[1, 3, 4, 3]", *("f32[2, 4]",) * 3), {"parts": 2}, "there are 1 or 2 parts"),
+    ),
+    doc=(
+        "after_k * sum over j of roots_(jk mod n) before_j x_j, all complex, as [2, n] tables; of x [outer, 1 or 2, n, "
+        "inner] the imaginary part may be missing, of the result it may be left out. Kernels rely on roots_t being the "
+        "powers of roots_1, a root of unity of order n."
+    ),
+)
 fft = OpDef(
     "fft",
     infer=_fft,
     reference=lambda x, *, axis: _as_type(np.fft.fft(_wide(x), axis=axis), x),
-    decompose=lambda x, *, axis: _complex_transform(x, axis=axis, sign=-1),
+    decompose=lambda x, *, axis: complex_transform(x, axis=axis, sign=-1),
     flops=_flops,
     examples=_examples("c64"),
     bad_examples=(
@@ -308,7 +397,7 @@ ifft = OpDef(
     "ifft",
     infer=_fft,
     reference=lambda x, *, axis: _as_type(np.fft.ifft(_wide(x), axis=axis), x),
-    decompose=lambda x, *, axis: _complex_transform(x, axis=axis, sign=1),
+    decompose=lambda x, *, axis: complex_transform(x, axis=axis, sign=1),
     flops=_flops,
     examples=_examples("c64"),
     bad_examples=(BadExample(("f32[4]",), {"axis": 0}, "takes complex operands"),),
@@ -318,7 +407,7 @@ rfft = OpDef(
     "rfft",
     infer=_rfft,
     reference=lambda x, *, axis: _as_type(np.fft.rfft(_wide(x), axis=axis), x),
-    decompose=_real_transform,
+    decompose=lambda x, *, axis: real_transform(x, axis=axis),
     flops=_flops,
     examples=_examples("f32"),
     bad_examples=(BadExample(("c64[4]",), {"axis": 0}, "takes f32 or f64, not c64"),),
@@ -328,7 +417,7 @@ irfft = OpDef(
     "irfft",
     infer=_irfft,
     reference=lambda x, *, axis, n: _as_type(np.fft.irfft(_wide(x), n=n, axis=axis), x),
-    decompose=_inverse_real_transform,
+    decompose=lambda x, *, axis, n: inverse_real_transform(x, axis=axis, n=n),
     flops=_flops,
     examples=(
         Example(("c64[2, 4, 3]",), {"axis": 1, "n": 7}),

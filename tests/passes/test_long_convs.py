@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import coilc
 from coilc.ir import Graph, Module, UnsupportedError, Value, interpret, ops, type_of
+from coilc.ir.ops.fourier import Transform, by_tables, transform
 from coilc.passes import PASSES, classify_kernels, explain, fold_constants, recognise_long_convs, run_pipeline
 from coilc.passes.extract_state import extract_state
 from coilc.passes.transform_long_convs import _in_blocks, _in_one_block, transform_long_convs
@@ -216,8 +217,16 @@ def _module(text: str) -> Module:
 # --- transforms -------------------------------------------------------------------------------------------------------
 
 
-@given(st.integers(1, 90), st.integers(1, 100), st.integers(0, 100), st.sampled_from([1, 2, 16, 24]))
-def test_blocks_and_one_block_are_the_convolution(length: int, taps: int, ahead: int, block: int) -> None:
+@given(
+    st.integers(1, 90),
+    st.integers(1, 100),
+    st.integers(0, 100),
+    st.sampled_from([1, 2, 16, 24]),
+    st.sampled_from([transform, by_tables]),
+)
+def test_blocks_and_one_block_are_the_convolution(
+    length: int, taps: int, ahead: int, block: int, by: Transform
+) -> None:
     rng = np.random.default_rng(length)
     arrays = {"x": rng.standard_normal((2, length, 3)), "k": rng.standard_normal((taps, 3))}
     arrays["future"] = rng.standard_normal((ahead, 3))
@@ -227,8 +236,8 @@ def test_blocks_and_one_block_are_the_convolution(length: int, taps: int, ahead:
         return interpret(Module({"main": Graph("main", (x, k, future), (("y", y),))}), arrays)["y"]
 
     whole = run(ops.long_conv(x, k, future, optional=("future",)))
-    np.testing.assert_allclose(run(_in_one_block(x, k, [future], 96)), whole, atol=1e-11)
-    np.testing.assert_allclose(run(_in_blocks(x, k, block)), run(ops.long_conv(x, k)), atol=1e-11)
+    np.testing.assert_allclose(run(_in_one_block(x, k, [future], 96, by)), whole, atol=1e-11)
+    np.testing.assert_allclose(run(_in_blocks(x, k, block, by)), run(ops.long_conv(x, k)), atol=1e-11)
 
 
 def test_the_choice() -> None:

@@ -21,6 +21,7 @@ ELEMENTWISE = "elementwise"  # result[i] depends on operands[i] only; operands b
 MOVEMENT = "movement"  # every result element is a copy of one operand element or a constant
 REDUCTION = "reduction"  # attrs ``axes``, ``keepdims``
 COMMUTATIVE = "commutative"
+MIXER = "mixer"  # what a token takes from others: recurrences, attention, convolutions along time
 IN_PLACE = "in place"  # the result is the first operand but for what is written: kernels find that operand there
 STRUCTURAL = "structural"  # input, weight, constant, fused: handled by name in every layer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from coilc.ir import Graph, Module, Node, Value, at, ops
 
@@ -216,7 +216,8 @@ def _absorbed(scan: Node, given: Mapping[str, Value], current: Value, axes: Axes
 def _replaced(scan: Node, given: Mapping[str, Value], seen: _View) -> dict[Value, Value]:
     optional = tuple(name for name in ORDER if name in given)
     operands = (*scan.inputs[:5], *(given[name] for name in optional))
-    with at(seen.value.location):
+    last_reader = seen.value.location
+    with at(replace(scan.location, source=last_reader.source) if scan.location and last_reader else last_reader):
         y, last = ops.selective_scan(*operands, optional=optional, softplus=scan.attrs["softplus"])
     dims = seen.value.dims
     places = tuple(seen.axes.index(i) if i in seen.axes else None for i in range(3))

@@ -9,9 +9,11 @@ vanish, so no pass removes either.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from coilc.ir import CoilError, Graph, Module, Node, Value, at
+from coilc.ir.opdef import MIXER, MOVEMENT
 
 from .trace import Declined, record_firing, record_refusal
 
@@ -133,6 +135,7 @@ class Rewriter:
         results = (outcome,) if isinstance(outcome, Value) else outcome
         self.check(rule, node, results)
         inherit_location(node, results)
+        keep_place(node, results)
         record_firing(rule.__name__, node, results)
         return results
 
@@ -166,3 +169,20 @@ def inherit_location(node: Node, results: Results) -> None:
     unnamed = value.location is None or not value.location.source
     if value.index == 0 and value.node.inputs and unnamed:
         value.node.location = node.location
+
+
+def keep_place(node: Node, results: Results) -> None:
+    """A recurrence that takes in the op that reads it, a gate or a skip, stays at its own line of the model."""
+    after = unmoved(results[0]).node
+    if MIXER not in after.op.traits or after is node or after.location is None:
+        return
+    before = next((v.node for v in map(unmoved, node.inputs) if v.op is after.op), None)
+    if before and before is not after and before.location:
+        after.location = replace(before.location, source=after.location.source)
+
+
+def unmoved(value: Value) -> Value:
+    """What ``value`` is a view of."""
+    while MOVEMENT in value.op.traits and len(value.node.inputs) == 1:
+        (value,) = value.node.inputs
+    return value

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import dims as d
 from ..core import Value
-from ..opdef import BadExample, Example, OpDef
+from ..opdef import MIXER, BadExample, Example, OpDef
 from ..types import DTYPES, TensorType, bool_
 from . import rules as r
 from .elementwise import add, div, eq, exp, le, lt, maximum, mul, neg, sub, where
@@ -126,6 +126,7 @@ _GROUPED = ("f32[2, 4, 5, 3]", "f32[2, 2, 7, 3]", "f32[2, 2, 7, 1]")
 attention = OpDef(
     "attention",
     infer=_attention,
+    traits=frozenset({MIXER}),
     reference=_attention_reference,
     decompose=in_f32(_attention, _attention_by_matmul),
     flops=_attention_flops,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core import Graph, Value
-from ..opdef import BadExample, Example, OpDef
+from ..opdef import MIXER, BadExample, Example, OpDef
 from ..types import TensorType
 from . import rules as r
 from .elementwise import add, exp, mul, sub
@@ -75,6 +75,7 @@ _CALM = {1: (-0.6, 0.6), 3: (-1.0, 0.0), 4: (-0.5, 0.5), 5: (-0.5, 0.5)}
 generalized_delta_rule = OpDef(
     "generalized_delta_rule",
     infer=_generalized,
+    traits=frozenset({MIXER}),
     reference=_generalized_loop,
     decompose=in_f32(_generalized, _generalized_by_scan),
     flops=lambda q, k, v, *_, **__: 9 * v.size * q.dims[3],
@@ -142,6 +143,7 @@ _HALF = ("bf16[1, 63, 1, 2]", "bf16[1, 63, 1, 2]", "bf16[1, 63, 1, 3]", "f32[1, 
 gated_delta_rule = OpDef(
     "gated_delta_rule",
     infer=_gated_delta,
+    traits=frozenset({MIXER}),
     reference=_gated_delta_loop,
     decompose=in_f32(_gated_delta, _gated_delta_by_parts),
     flops=lambda q, k, v, *_, **__: 7 * v.size * q.dims[3],

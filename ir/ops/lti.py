@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import dims as d
 from ..core import Graph, Value
-from ..opdef import BadExample, Example, OpDef
+from ..opdef import MIXER, BadExample, Example, OpDef
 from ..types import TensorType
 from . import rules as r
 from .elementwise import add, mul, real
@@ -72,6 +72,7 @@ def _sliding(x: Value, k: Value, *, with_now: bool, reverse: bool) -> Value:
 long_conv = OpDef(
     "long_conv",
     infer=_long_conv,
+    traits=frozenset({MIXER}),
     reference=_long_conv_loop,
     decompose=in_f32(_long_conv, _long_conv_by_scan),
     flops=lambda x, *kernels, **_: d.size((2, x.size, _taps(kernels))),
@@ -149,6 +150,7 @@ _DECAYS = {1: (-0.7, 0.7)}
 lti_scan = OpDef(
     "lti_scan",
     infer=_lti_scan,
+    traits=frozenset({MIXER}),
     reference=_lti_loop,
     decompose=in_f32(_lti_scan, _lti_by_scan),
     flops=lambda x, a, *_, **__: d.size((16 if a.dtype.is_complex else 4, x.size, a.dims[0])),

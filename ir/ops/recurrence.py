@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import dims as d
 from ..core import Graph, Value
-from ..opdef import BadExample, Example, OpDef
+from ..opdef import MIXER, BadExample, Example, OpDef
 from ..types import DTYPES, TensorType
 from . import rules as r
 from .elementwise import _sigmoid, _softplus, add, exp, mul, silu, softplus
@@ -84,6 +84,7 @@ _BODY = _running_sum()
 scan = OpDef(
     "scan",
     infer=_scan,
+    traits=frozenset({MIXER}),
     reference=_loop,
     flops=_scan_flops,
     examples=(
@@ -135,6 +136,7 @@ def _linear_by_scan(a: Value, b: Value, h0: Value, *, axis: int, reverse: bool) 
 linear_scan = OpDef(
     "linear_scan",
     infer=_linear_scan,
+    traits=frozenset({MIXER}),
     reference=_linear_loop,
     decompose=in_f32(_linear_scan, _linear_by_scan),
     flops=lambda a, b, h0, **_: 2 * a.size,
@@ -238,6 +240,7 @@ _DECAYS = {1: (0.0, 1.0), 2: (-2.0, -0.1)}
 selective_scan = OpDef(
     "selective_scan",
     infer=_selective_scan,
+    traits=frozenset({MIXER}),
     reference=_selective_loop,
     decompose=in_f32(_selective_scan, _selective_by_scan),
     flops=_selective_flops,
@@ -329,6 +332,7 @@ def _with_history(x: Value, state: Value | None, taps: int) -> Value:
 causal_conv1d = OpDef(
     "causal_conv1d",
     infer=_causal_conv1d,
+    traits=frozenset({MIXER}),
     reference=_conv_loop,
     decompose=in_f32(_causal_conv1d, _conv_by_slices),
     flops=lambda x, w, *_, **__: 2 * x.size * w.dims[0] + 4 * x.size,
@@ -441,6 +445,7 @@ _GLA = ("f32[2, 7, 2, 3]", "f32[2, 7, 2, 3]", "f32[2, 7, 4, 5]")
 gated_linear_attention = OpDef(
     "gated_linear_attention",
     infer=_gated,
+    traits=frozenset({MIXER}),
     reference=_gated_loop,
     decompose=in_f32(_gated, _gated_by_scan),
     flops=lambda q, k, v, *_, **__: 5 * v.size * q.dims[3],

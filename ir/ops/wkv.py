@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..core import Graph, Value
-from ..opdef import BadExample, Example, OpDef, literal
+from ..opdef import MIXER, BadExample, Example, OpDef, literal
 from ..types import TensorType
 from . import rules as r
 from .elementwise import abs, add, div, exp, ge, maximum, mul, neg, sub, where
@@ -81,6 +81,7 @@ _FADING = {2: (-1.0, 0.0)}
 wkv = OpDef(
     "wkv",
     infer=_wkv,
+    traits=frozenset({MIXER}),
     reference=_wkv_loop,
     decompose=in_f32(_wkv, _wkv_by_scan),
     flops=lambda k, *_, **__: 25 * k.size,

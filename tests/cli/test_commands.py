@@ -167,3 +167,13 @@ def test_doctor_finds_this_machine_fit(cli: Cli) -> None:
         "fix": "",
         "mark": "✓",
     }
+
+
+def test_inspect_says_where_the_model_mixes_tokens(cli: Cli) -> None:
+    zoo = Path(__file__).resolve().parents[2] / "examples" / "zoo" / "mamba.py"
+    rows = {row["op"]: row for row in cli("inspect", f"{zoo}:build", "--json").json["mixers"]}
+    assert {op: row["count"] for op, row in rows.items()} == {"causal_conv1d": 2, "selective_scan": 2}
+    assert rows["selective_scan"]["result"] == "f32[B, L, 40]"
+    assert rows["selective_scan"]["scopes"] == ["blocks.0.ssm", "blocks.1.ssm"]
+    line = int(rows["selective_scan"]["place"].rpartition(":")[2])
+    assert "torch.stack(outputs" in zoo.read_text().splitlines()[line - 1]  # where the loop ends

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from coilc.ir import InputError, Module, print_module
+from coilc.ir.opdef import MIXER
 from coilc.units import show_bytes
 
 from .console import console, emit, emit_json
@@ -37,21 +38,40 @@ def inspect_command(
         inspect_artifact(Path(model), calls, json)
         return
     program = load_program(model, dynamic or (), lengths=lengths)
-    if stage is None:
-        inspect_program(program, json)
-        return
     if stage != "input":
         from coilc.codegen.target import parse_target
         from coilc.passes import run_pipeline
 
         chosen = parse_target(target)
-        program = run_pipeline(program, chosen.claims, machine=chosen.machine, stop_after=stage)
-    typer.echo(print_module(program), nl=False)
+        program = run_pipeline(program, chosen.claims, machine=chosen.machine, stop_after=stage or "recognise")
+    if stage is None:
+        inspect_program(program, json)
+    else:
+        typer.echo(print_module(program), nl=False)
+
+
+def mixers(program: Module) -> list[dict[str, Any]]:
+    """The recurrences, attentions and convolutions along time, those of equal layers in one row."""
+    nodes = [node for graph in program.entries.values() for node in graph.nodes if MIXER in node.op.traits]
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for node in nodes:
+        place, _, scope = str(node.location or "").partition(" in ")
+        key = (node.op.name, str(node.types[0]), place)
+        rows.setdefault(key, []).append(scope)
+    return [
+        {"op": op, "count": len(scopes), "result": type_, "place": place, "scopes": list(dict.fromkeys(scopes))}
+        for (op, type_, place), scopes in rows.items()
+    ]
 
 
 def inspect_program(program: Module, as_json: bool) -> None:
-    """Entries, dynamic dims, weights, and how often each op occurs."""
+    """Entries, dynamic dims, weights, where the model mixes tokens, and how often each op occurs.
+
+    Args:
+        program: after the stage ``recognise``.
+    """
     ops = Counter(n.op.name for g in program.entries.values() for n in g.nodes if n.op.name not in ("input", "weight"))
+    found = mixers(program)
     weights = sum(array.nbytes for array in program.weights.values())
     if as_json:
         entries = {
@@ -62,13 +82,26 @@ def inspect_program(program: Module, as_json: bool) -> None:
             }
             for name, graph in program.entries.items()
         }
-        emit_json({"entries": entries, "weights": len(program.weights), "weight_bytes": weights, "ops": dict(ops)})
+        counts = {"weights": len(program.weights), "weight_bytes": weights, "mixers": found, "ops": dict(ops)}
+        emit_json({"entries": entries, **counts})
         return
     for name, graph in program.entries.items():
         inputs = [(v.node.attrs["name"], str(v.type)) for v in graph.inputs]
         show_signature(name, inputs, [(out, str(v.type)) for out, v in graph.outputs], graph.ranges)
     console().print(f"weights: {len(program.weights)} arrays, {show_bytes(weights)}\n", markup=False)
-    emit([{"op": op, "count": count} for op, count in ops.most_common()], {"op": "op", "count": "count"}, as_json=False)
+    if found:
+        shown = [{**row, "scopes": " ".join(row["scopes"])} for row in found]
+        columns = {
+            "op": "along the sequence",
+            "count": "count",
+            "result": "result",
+            "place": "line",
+            "scopes": "module",
+        }
+        emit(shown, columns, as_json=False)
+        console().print()
+    others = [{"op": op, "count": count} for op, count in ops.most_common() if op not in {row["op"] for row in found}]
+    emit(others, {"op": "other ops", "count": "count"}, as_json=False)
 
 
 def show_signature(

@@ -31,7 +31,7 @@ def emit_dft(k: Anchor) -> None:
     outer, _, n, inner = k.dims(X)
     blocks = Blocks(inner, k.target.lanes(32))
     extents = [k.extent(outer), i64(blocks.count(k.extent(inner)))]
-    with parallel(product(extents), d.size((10, *k.dims(X)))) as task:
+    with parallel(k, product(extents), d.size((10, *k.dims(X)))) as task:
         o, block = unravel(task, extents)
         _Sequences(k, o, blocks.start(block), k.fixed(n), blocks.width).emit()
 

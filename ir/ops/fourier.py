@@ -187,7 +187,6 @@ def _dft(x: TensorType, roots: TensorType, before: TensorType, after: TensorType
 
 
 def _dft_reference(x: Any, roots: Any, before: Any, after: Any, *, parts: int) -> Any:
-    n = x.shape[2]
     w, enter, leave = (t[0] + 1j * t[1] for t in (roots, before, after))
     z = x[:, 0] + 1j * x[:, 1] if x.shape[1] == 2 else x[:, 0]
     y = leave[:, None] * _by_roots(enter[:, None] * z, w)

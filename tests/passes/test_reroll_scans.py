@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from coilc.ir import Graph, Module, TensorType, Value, interpret, literal, ops, print_graph
+from coilc.ir import Graph, Location, Module, TensorType, Value, at, interpret, literal, ops, print_graph
 from coilc.ir.types import f32
-from coilc.passes.reroll_scans import Declined, reroll_ends, reroll_scans
+from coilc.passes.reroll_scans import reroll_ends, reroll_scans
 from coilc.passes.simplify import simplify
+from coilc.passes.trace import tracing
 from coilc.passes.unify_lengths import Length, unify_lengths
 
 B, D = 2, 3
@@ -157,26 +158,53 @@ def test_outputs_written_into_a_tensor_step_by_step() -> None:
     same_numbers(before, after, 5)
 
 
-def test_near_miss_names_the_node() -> None:
-    x = parameter("x", B, 5, D)
+def refusals(graph: Graph) -> list[str]:
+    with tracing() as trace:
+        reroll_scans(graph)
+    return [event.reason for event in trace.declined]
+
+
+def with_an_odd_step(odd: int, length: int, change: Callable[[Value], Value]) -> Graph:
+    x = parameter("x", B, length, D)
     state, outputs = literal(np.zeros((B, D), np.float32)), []
-    for t in range(5):
-        update = ops.sin if t == 3 else ops.tanh
-        state = update(ops.add(state, step_slice(x, t, 5)))
+    for t in range(1, length + 1):
+        after = ops.tanh(ops.add(state, step_slice(x, t - 1, length)))
+        with at(Location("model.py", t)):
+            state = change(after) if t == odd else ops.mul(after, 0.5)
         outputs.append(ops.reshape(state, dims=(B, 1, D)))
-    declined: list[Declined] = []
-    graph = Graph("main", (x,), (("y", ops.concat(*outputs, axis=1)),))
-    assert reroll_scans(graph, declined) == graph
-    assert "'tanh' where the step before computes 'sin'" in declined[0].reason
+    return Graph("main", (x,), (("y", ops.concat(*outputs, axis=1)),))
+
+
+@pytest.mark.parametrize("odd", [4, 5, 6])
+def test_an_odd_step_near_the_end_is_named(odd: int) -> None:
+    graph = with_an_odd_step(odd, 6, lambda h: ops.add(h, 0.5))
+    (reason,) = refusals(graph)
+    there = 6 if odd == 4 else odd - 1  # which step it is compared with
+    which = "the last step" if odd == 4 else "the step before"
+    assert reason == f"step {odd} of 6 breaks the loop: it has 'add' where {which} has 'mul' (model.py:{there})" + (
+        "; only the steps after it become a scan" if odd == 4 else ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda h: ops.minimum(h, 0.5), "it has 'minimum' where the last step has 'mul'"),
+        (lambda h: ops.mul(ops.exp(h), 0.5), "it has 'exp' where the last step has 'tanh'"),
+        (lambda h: ops.mul(h, 0.25), "'constant' is an operand that the last two steps share, and here it is another"),
+    ],
+)
+def test_what_an_odd_step_does_is_named(change: Callable[[Value], Value], reason: str) -> None:
+    graph = with_an_odd_step(3, 9, change)
+    assert any(found.startswith("step 3 of 9 breaks the loop") and reason in found for found in refusals(graph))
 
 
 def test_independent_slices_are_not_a_loop() -> None:
     x = parameter("x", B, 5, D)
     parts = [ops.reshape(ops.exp(step_slice(x, t, 5)), dims=(B, 1, D)) for t in range(5)]
     graph = Graph("main", (x,), (("y", ops.concat(*parts, axis=1)),))
-    declined: list[Declined] = []
-    assert reroll_scans(graph, declined) == graph
-    assert "do not depend on one another" in declined[0].reason
+    assert reroll_scans(graph) == graph
+    assert refusals(graph) == ["the steps do not depend on one another"]
 
 
 @pytest.mark.parametrize("name", CELLS)

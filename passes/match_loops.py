@@ -11,6 +11,8 @@ from typing import NamedTuple
 from coilc.ir import Location, Value, at, ops
 from coilc.ir.core import Node
 
+from .match import scalar
+
 MIN_STEPS = 3
 MAX_FORMS = 8  # how many ways to cut the loop into steps are tried when the first does not fit its first steps
 
@@ -222,16 +224,23 @@ def match_step(template: Template, output: Value, left: Mapping[Value, Value]) -
             _bind(step.sequences, pattern, actual)
         elif pattern in template.invariants:
             if pattern != actual:
-                raise Mismatch(
-                    actual.node,
-                    f"'{actual.op.name}' is an operand that the last two steps share, and here it is another value",
-                )
+                raise _changed(pattern, actual)
         else:
             _require_same_op(pattern, actual, "the last step")
             stack += zip(pattern.node.inputs, actual.node.inputs, strict=True)
     if set(step.carries) != set(template.carries):
         raise Mismatch(output.node, "it reads fewer carried values than the last step")
     return step
+
+
+def _changed(shared: Value, found: Value) -> Mismatch:
+    """An operand that the last two steps share is another value in this step."""
+    here, there = scalar(found), scalar(shared)
+    if here is not None and there is not None:
+        return Mismatch(found.node, f"it has {here} where the last step has {there}")
+    return Mismatch(
+        found.node, f"'{found.op.name}' is an operand that the last two steps share, and here another value"
+    )
 
 
 def _bind(bindings: dict[Value, Value], pattern: Value, actual: Value) -> None:

@@ -88,7 +88,7 @@ def reroll_scans(graph: Graph) -> Graph:
 
 def _candidates(graph: Graph) -> Iterator[Node]:
     concats = (n for n in graph.nodes if n.op is ops.concat and len(n.inputs) >= MIN_STEPS)
-    return (n for n in concats if n.inputs[-1].type == n.inputs[-2].type)
+    return (n for n in concats if len({v.type for v in n.inputs}) == 1)  # an outer one holds the loop of a round before
 
 
 class _Surroundings:
@@ -106,8 +106,19 @@ class _Surroundings:
 
 
 def _reroll(surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, Value]) -> dict[Value, Value]:
-    """Replace a loop whose outputs ``concat`` stacks."""
-    outputs = concat.inputs
+    """Replace a loop whose outputs ``concat`` stacks, in the order of the steps or else the other way round."""
+    try:
+        return _reroll_in_order(surroundings, concat, replaced, backwards=False)
+    except Mismatch as mismatch:
+        with suppress(Mismatch):
+            return _reroll_in_order(surroundings, concat, replaced, backwards=True)
+        raise mismatch
+
+
+def _reroll_in_order(
+    surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, Value], *, backwards: bool
+) -> dict[Value, Value]:
+    outputs = concat.inputs[::-1] if backwards else concat.inputs
     templates = _templates(surroundings.order, outputs)
     if any(node.op is ops.concat and Value(node) in replaced for node in templates[0].interior):
         raise _Later
@@ -116,8 +127,10 @@ def _reroll(surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, 
         record_refusal("reroll_scans", broken.node, f"{broken.reason}; only the steps after it become a scan")
     finals, (stacked,) = _loop(template, steps, _escapes(surroundings, concat, template), [template.root])
     axis = concat.attrs["axis"]
-    peeled, whole = outputs[: len(outputs) - len(steps)], _unstack(stacked, axis)
-    result = ops.concat(*peeled, whole, axis=axis) if peeled else whole
+    whole = _unstack(ops.flip(stacked, axes=(0,)) if backwards else stacked, axis)
+    peeled = outputs[: len(outputs) - len(steps)]
+    parts = (whole, *peeled[::-1]) if backwards else (*peeled, whole)
+    result = ops.concat(*parts, axis=axis) if peeled else whole
     inherit_location(concat, (result,))
     return finals | {Value(concat): result}
 

@@ -15,6 +15,7 @@ the result. Anything else that differs is an error that names the node.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,7 @@ from coilc.ir.core import Node
 
 from .reroll_scans import reroll_loops
 from .simplify import simplify
+from .trace import tracing
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,18 @@ def unify_modules(first: Module, second: Module, length: Length) -> Module:
     _require_same_weights(first, second)
     if list(first.entries) != list(second.entries):
         raise InputError(f"the exports have the entries {', '.join(first.entries)} and {', '.join(second.entries)}")
-    a, b = _rerolled(first), _rerolled(second)
-    return replace(a, entries={name: unify_lengths(a.entries[name], b.entries[name], length) for name in a.entries})
+    a = _rerolled(first)
+    with tracing() as trace:
+        b = _rerolled(second)
+    try:
+        entries = {name: unify_lengths(a.entries[name], b.entries[name], length) for name in a.entries}
+    except InputError as error:
+        broken = [
+            f"; {event.reason}, at {event.location}" for event in trace.declined if " breaks the loop" in event.reason
+        ]
+        error.message += "".join(broken[:1])
+        raise
+    return replace(a, entries=entries)
 
 
 def _rerolled(module: Module) -> Module:
@@ -82,16 +94,31 @@ def unify_lengths(first: Graph, second: Graph, length: Length) -> Graph:
 
 def _unify_graph(first: Graph, second: Graph, length: Length) -> Graph:
     if len(first.nodes) != len(second.nodes) or [n for n, _ in first.outputs] != [n for n, _ in second.outputs]:
-        raise InputError(
-            f"the exports at {length.symbol}={length.first} and {length.second} have different structure "
-            f"({len(first.nodes)} and {len(second.nodes)} nodes): something in the model still depends on the length"
-        )
+        raise _different_structure(first, second, length)
     mapping: dict[Value, Value] = {}
     for a, b in zip(first.nodes, second.nodes, strict=True):
         node = _unify_node(a, b, mapping, length)
         mapping.update(zip(a.results, node.results, strict=True))
     outputs = tuple((name, mapping[v]) for name, v in first.outputs)
     return Graph(first.name, tuple(mapping[v] for v in first.inputs), outputs)
+
+
+def _different_structure(first: Graph, second: Graph, length: Length) -> InputError:
+    """The operation whose number grows most from one export to the other, by op and line."""
+    at_first, at_second = (Counter(map(_op_and_line, graph.nodes)) for graph in (first, second))
+    worst = max(at_first | at_second, key=lambda key: abs(at_first[key] - at_second[key]))
+    node = next(node for node in (*first.nodes, *second.nodes) if _op_and_line(node) == worst)
+    return InputError(
+        f"the exports at {length.symbol}={length.first} and {length.second} have different structure: this line has "
+        f"'{node.op.name}' {at_first[worst]} times at the first and {at_second[worst]} times at the second, so it is in "
+        f"a loop that is not rolled up, or does something else at another length",
+        node.location,
+    )
+
+
+def _op_and_line(node: Node) -> tuple[str, str]:
+    place = node.location
+    return node.op.name, f"{place.file}:{place.line}" if place else ""
 
 
 def _unify_node(a: Node, b: Node, mapping: Mapping[Value, Value], length: Length) -> Node:

@@ -159,23 +159,3 @@ class TwoWays(nn.Module):
         for t in times:
             h = outputs[t] = cell(x[:, t], h)
         return torch.stack(outputs, 1)
-
-
-class TimeMajor(nn.Module):
-    """Two spiking layers that start from the number 0 and are read out as a mean rate."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(D, H), nn.Linear(H, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        u: Tensor | float = 0.0
-        v: Tensor | float = 0.0
-        total: Tensor | float = 0.0
-        for x_t in x:
-            u = 0.9 * u + self.first(x_t)
-            spike = torch.where(u > 0.5, 1.0, 0.0)
-            u = u - 0.5 * spike
-            v = 0.8 * v + self.second(spike)
-            total = total + v
-        return total / len(x)

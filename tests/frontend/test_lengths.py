@@ -17,7 +17,7 @@ from coilc.ir import CoilError, InputError, interpret, print_module
 from . import loops
 
 SHAPES = {"x": {0: "B", 1: "L"}}
-LOOPS = ("LSTM", "GRU", "LIF", "RWKV4", "S4", "NoState", "Stack")
+LOOPS = ("LSTM", "GRU", "LIF", "RWKV4", "S4", "NoState", "Stack", "TwoWays")
 LENGTHS = (1, 2, 3, 7, 20, 200)
 
 
@@ -48,7 +48,7 @@ def test_a_loop_is_right_at_every_length(name: str, tmp_path: Path) -> None:
     program = coilc.export(model, (tokens(2, 9),), dynamic_shapes=shapes_of(model), lengths=(7, 11))
     graph = program.entries["main"]
     assert graph.ranges == {"B": (1, None), "L": (1, None)}
-    assert sum(node.op.name == "scan" for node in graph.nodes) == 1
+    assert sum(node.op.name == "scan" for node in graph.nodes) == (3 if name == "TwoWays" else 1)
     artifact = coilc.load(coilc.compile(program, tmp_path / "loop.coil"))
     (feed,) = (value.node.attrs["name"] for value in graph.inputs)
     for length in LENGTHS:
@@ -95,6 +95,25 @@ class Harmonic(nn.Module):
         for t in range(x.shape[1]):
             h = torch.tanh(h + x[:, t])
         return h * (1 / x.shape[1])  # the scale
+
+
+class OddStep(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h, outputs = torch.zeros_like(x[:, 0]), []
+        for t in range(x.shape[1]):
+            h = torch.tanh(h + x[:, t])
+            if t == 5:
+                h = torch.sin(h)  # the odd step
+            outputs.append(h)
+        return torch.stack(outputs, 1)
+
+
+def test_a_loop_with_an_odd_step_is_refused_with_its_line() -> None:
+    with pytest.raises(
+        InputError, match=r"different structure.*step 6 of 11 breaks the loop: it has 'sin' where the last"
+    ) as caught:
+        coilc.export(OddStep(), (tokens(2, 9),), dynamic_shapes=SHAPES, lengths=(7, 11))
+    assert "test_lengths.py" in str(caught.value)
 
 
 @pytest.mark.parametrize(("model", "message"), [(OtherAtTen(), "different structure"), (Harmonic(), "constant")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -158,6 +159,18 @@ def test_outputs_written_into_a_tensor_step_by_step() -> None:
     same_numbers(before, after, 5)
 
 
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("skip_first", [False, True])
+def test_outputs_may_be_stacked_against_the_order_of_the_steps(name: str, skip_first: bool) -> None:
+    cell, carries = CELLS[name]
+    before = unroll(cell, 6, carries, reverse=True, skip_first=skip_first)
+    (_, stacked), *finals = before.outputs
+    before = replace(before, outputs=(("y", ops.concat(*stacked.node.inputs[::-1], axis=1)), *finals))
+    after = reroll_scans(before)
+    assert count(after, "scan") == 1
+    same_numbers(before, after, 6)
+
+
 def refusals(graph: Graph) -> list[str]:
     with tracing() as trace:
         reroll_scans(graph)
@@ -191,7 +204,7 @@ def test_an_odd_step_near_the_end_is_named(odd: int) -> None:
     [
         (lambda h: ops.minimum(h, 0.5), "it has 'minimum' where the last step has 'mul'"),
         (lambda h: ops.mul(ops.exp(h), 0.5), "it has 'exp' where the last step has 'tanh'"),
-        (lambda h: ops.mul(h, 0.25), "'constant' is an operand that the last two steps share, and here it is another"),
+        (lambda h: ops.mul(h, 0.25), "it has 0.25 where the last step has 0.5"),
     ],
 )
 def test_what_an_odd_step_does_is_named(change: Callable[[Value], Value], reason: str) -> None:

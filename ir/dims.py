@@ -263,6 +263,22 @@ def _interval(dim: Dim, ranges: Mapping[str, tuple[int, int | None]]) -> tuple[f
             corners = [a * b if a and b else 0 for a in term for b in _atom_interval(atom, ranges)]
             term = min(corners), max(corners)
         low, high = low + term[0], high + term[1]
+    return _with_remainder(dim, ranges, low, high)
+
+
+def _with_remainder(
+    dim: Dim, ranges: Mapping[str, tuple[int, int | None]], low: float, high: float
+) -> tuple[float, float]:
+    """Tighter ends from ``n - d * (n // d)``, a remainder, which is from 0 to d - 1."""
+    for monomial, factor in _terms(dim):
+        match monomial:
+            case (Quotient() as atom,) if factor % atom.divisor == 0:
+                times = -(factor // atom.divisor)
+                rest = dim - times * atom.numerator - _build([(monomial, factor)])
+                if rest != dim and len(list(_terms(rest))) < len(list(_terms(dim))):
+                    ends = sorted((0, times * (atom.divisor - 1)))
+                    least, most = _interval(rest, ranges)
+                    low, high = max(low, least + ends[0]), min(high, most + ends[1])
     return low, high
 
 

@@ -160,7 +160,7 @@ def domains(term: Term, now: Dim, then: Dim, space: Space, limits: Dims) -> set[
         NotExact: the guards leave out, or let in, something else.
     """
     digits = _digits(now, then, space)
-    guards = {g for g in term.guards if not _implied(g, now, then, space, limits)}
+    guards = {g for g in term.guards if not _implied(g, term, now, then, space, limits)}
     if now - then in guards and now - then not in {t - s for t, s in digits}:
         guards.remove(now - then)
         if {_relation(t, s, guards, space) for t, s in digits} != {"any"} or guards:
@@ -182,9 +182,10 @@ def complete(digits: int) -> set[Domain]:
     return {now, *(("equal",) * i + ("less",) + ("any",) * (digits - i - 1) for i in range(digits))}
 
 
-def _implied(guard: Dim, now: Dim, then: Dim, space: Space, limits: Dims) -> bool:
-    """A condition that always holds: by the extents, by the size of the result, or because then <= now."""
-    if space.holds(guard):
+def _implied(guard: Dim, term: Term, now: Dim, then: Dim, space: Space, limits: Dims) -> bool:
+    """A condition that always holds: by extents, another condition, the size of the result, or because then <= now."""
+    others = (g for g in term.guards if g != guard)
+    if space.holds(guard) or (space.variables(guard) <= space.free and any(space.holds(guard - g) for g in others)):
         return True
     last = space.resolve(guard + then)
     ends = [guard] + ([last - now] if last != now else [])

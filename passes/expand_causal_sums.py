@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from coilc.ir import Dim, Dims, Node, Value, literal, ops
 
 from .decayed_terms import Atom, Logarithm, Ref, Term, along, plus, possible, times, total
 from .index_algebra import NotExact
-from .match import scalar
+from .match import both_orders, scalar
 from .read_masks import MOVES, Masks, constant_array, triangle
 
 MAX_TERMS = 64
@@ -31,7 +32,7 @@ LINEAR = (
     "linear_scan",
 )
 MASKS = ("logical_not", "logical_and", "bitwise_not", "bitwise_and")
-FAMILY = (*MOVES, *LINEAR, *MASKS, "exp", "cast")
+FAMILY = (*MOVES, *LINEAR, *MASKS, "exp", "pow", "cast")
 
 
 @dataclass
@@ -130,6 +131,9 @@ class Expansion(Masks):
             return Logarithm({Atom((Ref(literal(number, value.type.dtype), ()),)): 1})
         if value.op.name in ("broadcast", "transpose", "reshape"):
             return self._moment(value.node.inputs[0], self.moved(value.node, index))
+        for x, y in both_orders(value.node) if value.op is ops.mul else ():
+            with suppress(NotExact):
+                return Logarithm(times(self._moment(x, index).exponent, self.number(y, index)))
         if value.op is ops.pad and self.past_padding and value.node.attrs["value"] == 0:
             (x,) = value.node.inputs
             inner = tuple(e - start for e, start in zip(index, value.node.attrs["low"], strict=True))
@@ -292,6 +296,18 @@ def _exp(e: Expansion, node: Node, index: Dims) -> list[Term]:
     return e.logarithm(node.inputs[0], index).exponentials()
 
 
+def _pow(e: Expansion, node: Node, index: Dims) -> list[Term]:
+    """A constant to the power of a distance in time."""
+    base, power = node.inputs
+    found = e.factors(base, index)
+    if len(found) != 1 or len(found[0].refs) != 1 or found[0].scale != 1:
+        raise NotExact("the base of a power is no constant")
+    (ref,) = found[0].refs
+    if ref.value.op not in (ops.constant, ops.weight) or not (constant_array(ref.value.node, e.arrays) > 0).all():
+        raise NotExact("the base of a power is not known to be positive")
+    return [Term(exponent={Atom((Ref(ops.log(ref.value), ref.index),)): e.number(power, index)})]
+
+
 def _where(e: Expansion, node: Node, index: Dims) -> list[Term]:
     condition, x, y = node.inputs
     if scalar(x) == 0:
@@ -395,7 +411,7 @@ def _linear_scan(e: Expansion, node: Node, index: Dims) -> list[Term]:
 _PRODUCTS: dict[str, Rule] = {
     **dict.fromkeys(MOVES, _move),
     **dict.fromkeys(("add", "sub"), _add),
-    "neg": _neg, "mul": _mul, "div": _div, "exp": _exp, "where": _where, "cast": _cast, "constant": _constant, "weight": _constant,
+    "neg": _neg, "mul": _mul, "div": _div, "exp": _exp, "pow": _pow, "where": _where, "cast": _cast, "constant": _constant, "weight": _constant,
     "concat": _concat, "pad": _pad, "sum": _sum, "cumsum": _cumsum, "matmul": _matmul, "einsum": _einsum,
     "linear_scan": _linear_scan,
 }  # fmt: skip

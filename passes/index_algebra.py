@@ -105,13 +105,13 @@ class Space:
     def digits(self, index: Dim, extents: Dims) -> Dims:
         """The index into a merged axis as one index for each of the axes ``extents``."""
         found: list[Dim] = []
-        for extent in reversed(extents[1:]):
-            index, low = self.divided(index, extent)
+        for i in reversed(range(1, len(extents))):
+            index, low = self.divided(index, extents[i], dims.size(extents[:i]))
             found.append(low)
         return (index, *reversed(found))
 
-    def divided(self, index: Dim, by: Dim) -> tuple[Dim, Dim]:
-        """Quotient and remainder; splits variables as needed.
+    def divided(self, index: Dim, by: Dim, count: Dim) -> tuple[Dim, Dim]:
+        """Quotient, which is below ``count``, and remainder; splits variables as needed.
 
         Raises:
             NotExact: the remainder cannot be told from the quotient.
@@ -120,7 +120,7 @@ class Space:
             quotient, rest = self._quotient(index, by)
             if self.holds(rest) and self.holds(by - 1 - rest):
                 return quotient, rest
-            self._split_for(rest, by)
+            self._split_for(rest, by, count)
 
     def _quotient(self, index: Dim, by: Dim) -> tuple[Dim, Dim]:
         factors, rest = self.linear(index)
@@ -136,21 +136,21 @@ class Space:
                 quotient = quotient + times * dims.symbol(name)
         return quotient, low
 
-    def _split_for(self, rest: Dim, by: Dim) -> None:
+    def _split_for(self, rest: Dim, by: Dim, count: Dim) -> None:
         for name, factor in self.linear(rest)[0].items():
             inner = dims.divide_exactly(by, factor)
-            if inner is not None and inner not in (1, self.extents[name]) and self._split(name, inner):
+            if inner is not None and inner not in (1, self.extents[name]) and self._split(name, inner, count):
                 return
         raise NotExact(f"{rest} is not a whole part of {by}")
 
-    def _split(self, name: str, inner: Dim) -> bool:
+    def _split(self, name: str, inner: Dim, count: Dim) -> bool:
         extent, free = self.extents[name], name in self.free
         outer = dims.divide_exactly(extent, inner)
         if outer is None:
             # An element of the result beyond the result is never asked for.
-            if not free or not isinstance(inner, int):
+            if not free or not self.surely(count * inner - extent):
                 return False
-            outer = (extent + inner - 1) // inner
+            outer = count
         self.split[name] = self.fresh(outer, free) * inner + self.fresh(inner, free)
         return True
 

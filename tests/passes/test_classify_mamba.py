@@ -54,6 +54,22 @@ def test_chunked_mamba2_is_the_captured_one(length: int, chunk: int, groups: int
     assert_same_program(mamba2(chunk, groups), length)
 
 
+def test_chunked_mamba2_of_any_length() -> None:
+    model = mamba2(chunk=4, groups=2)
+    auto = torch.export.Dim.AUTO
+    shapes = {"input_ids": {0: auto, 1: auto}, "use_cache": None}
+    exported = torch.export.export(model, (tokens(11),), {"use_cache": False}, dynamic_shapes=shapes, strict=False)
+    module = recognised(import_program(exported))
+    names = [node.op.name for node in module.entries["main"].nodes]
+    assert names.count("gated_linear_attention") == 2
+    assert not set(names) & {"pad", "einsum", "cumsum", "exp", "concat", "iota"}
+    for size in (1, 2, 4, 5, 29):
+        with torch.no_grad():
+            expected = model(tokens(size), use_cache=False).logits.numpy()
+        found = interpret(module, {"input_ids": tokens(size).numpy()})["logits"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def mamba2(chunk: int, groups: int) -> torch.nn.Module:
     torch.manual_seed(0)
     config = transformers.Mamba2Config(

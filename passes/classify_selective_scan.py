@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from coilc.ir import Graph, Module, Node, Value, at, ops
+from coilc.ir import Dims, Graph, Module, Node, Value, at, ops
+from coilc.ir.dims import divide_exactly
 
 from .classify_affine import NotAffine
 from .classify_factors import Axes, Factor, factors_of, product, removed, support
 from .classify_readout import TIME, Decaying, Named, contraction_of, reaches
+from .match import reshaped
 from .replace_values import replace_values
 from .rewrite import on
 from .simplify import scalar
@@ -164,10 +166,14 @@ def _absorb(graph: Graph) -> Graph:
 
 @dataclass(frozen=True)
 class _View:
-    """The output of a scan so far: dim i of ``value`` is the scan's axis ``axes[i]``."""
+    """The output of a scan so far: dim i of ``value`` is the scan's axis ``axes[i]``.
+
+    Its channels are axis 2, or axes 2 and 3 once they are cut into groups.
+    """
 
     value: Value
     axes: Axes
+    channels: tuple[int, ...] = (2,)
 
     def moved(self, value: Value) -> Axes | None:
         """The scan's axes of ``value``, which is this one under transposes and reshapes."""
@@ -185,31 +191,44 @@ def _with_epilogue(scan: Node, only: Mapping[Value, Node]) -> dict[Value, Value]
     seen = _View(current, (0, 1, 2))
     while current in only:
         reader = only[current]
-        if reader.op not in (ops.transpose, ops.reshape):
+        if current == Value(scan) and reader.op is ops.reshape and reader.types[0].dims == _groups_apart(scan):
+            seen = _View(Value(reader), (0, 1, 2, 3), (2, 3))
+        elif reader.op not in (ops.transpose, ops.reshape):
             axes = seen.moved(current)
-            found = axes and _absorbed(scan, given, current, axes, reader)
+            found = axes and _absorbed(scan, given, seen, axes, reader, current)
             if not axes or not found:
                 break
             given |= found
-            seen = _View(Value(reader), axes)
+            seen = _View(Value(reader), axes, seen.channels)
         current = Value(reader)
     return _replaced(scan, given, seen) if seen.value.node is not scan else {}
 
 
-def _absorbed(scan: Node, given: Mapping[str, Value], current: Value, axes: Axes, reader: Node) -> dict[str, Value]:
+def _groups_apart(scan: Node) -> Dims:
+    """Dims of the output with an axis for the groups of channels."""
+    batch, length, channels = scan.types[0].dims
+    groups = scan.inputs[3].dims[2]
+    size = divide_exactly(channels, groups)
+    return (batch, length, groups, size) if size is not None else scan.types[0].dims
+
+
+def _absorbed(
+    scan: Node, given: Mapping[str, Value], seen: _View, axes: Axes, reader: Node, current: Value
+) -> dict[str, Value]:
     """The optional operand that stands for what ``reader`` does to ``current``."""
     others = [v for v in reader.inputs if v != current]
     if "z" in given or len(others) != 1:
         return {}
-    extent = dict(enumerate(scan.types[0].dims))
+    dims = scan.types[0].dims if seen.channels == (2,) else _groups_apart(scan)
+    extent = dict(enumerate(dims))
     factors = factors_of(others[0], axes)
     if reader.op is ops.add and "D" not in given:
-        rest = removed(factors, factors_of(scan.inputs[0]))
-        if rest and support(rest) <= {2}:
-            return {"D": product(rest, ((2,),), extent, like=others[0])}
+        rest = removed(factors, factors_of(reshaped(scan.inputs[0], dims)))
+        if rest and support(rest) <= set(seen.channels):
+            return {"D": product(rest, (seen.channels,), extent, like=others[0])}
     if reader.op is ops.mul and len(factors) == 1 and factors[0].value.op is ops.silu and not reaches(scan, others[0]):
         inner = factors_of(factors[0].value.node.inputs[0], factors[0].axes)
-        return {"z": product(inner, ((0,), (1,), (2,)), extent, like=others[0])}
+        return {"z": product(inner, ((0,), (1,), seen.channels), extent, like=others[0])}
     return {}
 
 
@@ -220,6 +239,7 @@ def _replaced(scan: Node, given: Mapping[str, Value], seen: _View) -> dict[Value
     with at(replace(scan.location, source=last_reader.source) if scan.location and last_reader else last_reader):
         y, last = ops.selective_scan(*operands, optional=optional, softplus=scan.attrs["softplus"])
     dims = seen.value.dims
-    places = tuple(seen.axes.index(i) if i in seen.axes else None for i in range(3))
+    y = y if seen.channels == (2,) else ops.reshape(y, dims=_groups_apart(scan))
+    places = tuple(seen.axes.index(i) if i in seen.axes else None for i in range(y.type.rank))
     view = product([Factor(y, places)], [(i,) for i in range(len(dims))], dict(enumerate(dims)), like=y)
     return {seen.value: view, Value(scan, 1): last}

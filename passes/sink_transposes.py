@@ -9,7 +9,7 @@ from coilc.ir import Dims, Module, Node, Value, ops
 from coilc.ir.dims import matching_groups
 from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 
-from .match import scalar
+from .match import scalar, transposed
 from .rewrite import Rule, on, rewrite_module
 from .simplify import RULES as IDENTITIES
 from .simplify import suffix_of_size
@@ -216,20 +216,22 @@ def unit_dims_of_transpose(node: Node) -> Value | None:
 
 @on("reshape")
 def axes_of_transpose(node: Node) -> Value | None:
-    """reshape(transpose(x)) = transpose(reshape(x)) when axes that are cut or merged stand side by side in x"""
+    """reshape(transpose(x)) = transpose(reshape(x)); axes merged out of order keep a transpose among themselves"""
     (x,) = node.inputs
     if x.op is not ops.transpose:
         return None
     (source,), perm, result = x.node.inputs, x.node.attrs["perm"], node.types[0].dims
     groups = [(perm[here], result[there]) for here, there in matching_groups(x.dims, result)]
-    if any(axes != tuple(range(axes[0], axes[0] + len(axes))) or not cut for axes, cut in groups):
+    if not all(axes and cut for axes, cut in groups):
         return None
-    order = sorted(range(len(groups)), key=lambda i: groups[i][0])
+    order = sorted(range(len(groups)), key=lambda i: max(groups[i][0]))  # what is innermost stays innermost
+    among = tuple(axis for i in order for axis in groups[i][0])
+    if order == sorted(order) and among != tuple(range(len(among))):
+        return None
     below = tuple(extent for i in order for extent in groups[i][1])
     place = {i: sum(len(groups[j][1]) for j in order[: order.index(i)]) for i in order}
     axes = tuple(place[i] + k for i, (_, cut) in enumerate(groups) for k in range(len(cut)))
-    moved: Value = ops.transpose(ops.reshape(source, dims=below), perm=axes)
-    return moved
+    return transposed(ops.reshape(transposed(source, among), dims=below), axes)
 
 
 RULES: tuple[Rule, ...] = (

@@ -9,6 +9,7 @@ from functools import cached_property
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Node, UnsupportedError, Value
+from coilc.ir import dims as d
 from coilc.ir.core import topological_order
 from coilc.ir.dims import Dim, Dims
 
@@ -84,6 +85,27 @@ class Anchor:
         """The operand's element in its compute type, or converted to ``dtype``."""
         element = self.kernel.reader.read(self.operands[operand], [i64(i) for i in indices])
         return element if dtype in (None, dtype_name(element)) else T.Cast(dtype, element)
+
+    def read_member(
+        self,
+        operand: str | int,
+        lead: Sequence[Expr],
+        group: Expr,
+        member: Expr,
+        size: Dim,
+        *,
+        dtype: str | None = None,
+    ) -> Expr:
+        """An element of an operand whose last axis holds groups of ``size`` channels.
+
+        An operand that is ``[..., groups, size]`` reshaped is read there: no division tells the groups apart again.
+        """
+        value = self.operands[operand]
+        apart = value.node.inputs[0] if value.op.name == "reshape" else value
+        if apart.dims[:-1] == (*value.dims[:-1], d.divide_exactly(value.dims[-1], size)) and apart.dims[-1] == size:
+            element = self.kernel.reader.read(apart, [*lead, group, member])
+            return element if dtype in (None, dtype_name(element)) else T.Cast(dtype, element)
+        return self.read(operand, *lead, group * self.extent(size) + member, dtype=dtype)
 
     def store(self, result: int, indices: Sequence[Expr | int], value: Expr) -> None:
         """Write every output that depends on ``result``, whose element at ``indices`` is ``value``."""

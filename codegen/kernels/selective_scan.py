@@ -6,6 +6,7 @@ registers while a loop over the state updates ``h[n, lanes]``; that loop must st
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import e, log2
 
 from tvm import tirx
@@ -37,11 +38,32 @@ def emit_selective_scan(k: Anchor) -> None:
     extents = [k.extent(batch), k.extent(groups), blocks.count(k.extent(per_group))]
     with parallel(k, product(extents), d.size((batch, length, channels, 16 * states))) as task:
         b, g, block = unravel(task, extents)
-        _scan_block(k, b, g, g * k.extent(per_group) + blocks.start(block), blocks.width)
+        _scan_block(Task(k, b, g, blocks.start(block), per_group), blocks.width)
 
 
-def _scan_block(k: Anchor, b: Expr, g: Expr, first: Expr, width: int) -> None:
-    """All time steps of ``width`` channels from ``first`` on, which belong to group ``g``."""
+@dataclass(frozen=True)
+class Task:
+    """One batch element, and the channels of group ``g`` from its channel ``start`` on; a group has ``size``."""
+
+    k: Anchor
+    b: Expr
+    g: Expr
+    start: Expr
+    size: d.Dim
+
+    @property
+    def first(self) -> Expr:
+        """The first channel, counted over all groups."""
+        return self.g * self.k.extent(self.size) + self.start
+
+    def read(self, operand: str | int, t: Expr, lane: Expr, dtype: str) -> Expr:
+        """A channel at step t."""
+        return self.k.read_member(operand, [self.b, t], self.g, self.start + lane, self.size, dtype=dtype)
+
+
+def _scan_block(task: Task, width: int) -> None:
+    """All time steps of ``width`` channels."""
+    k, b, first = task.k, task.b, task.first
     states, dtype = k.fixed(k.dims(A)[0]), k.compute_dtype(A)
     h, rates = local((states, width), dtype), local((states, width), dtype)
     with serial(states) as n:
@@ -50,20 +72,20 @@ def _scan_block(k: Anchor, b: Expr, g: Expr, first: Expr, width: int) -> None:
         with lanes(width) as j:
             T.buffer_store(rates, k.read(A, n, first + j) * tirx.const(log2(e), dtype), [n, j])
     with serial(k.extent(k.dims(X)[1])) as t:
-        _step(k, (b, t, g, first), h, rates)
+        _step(task, t, h, rates)
     with serial(states) as n, lanes(width) as j:
         k.store(1, [b, n, first + j], h[n, j])
 
 
-def _step(k: Anchor, at: tuple[Expr, Expr, Expr, Expr], h: tirx.Buffer, rates: tirx.Buffer) -> None:
+def _step(task: Task, t: Expr, h: tirx.Buffer, rates: tirx.Buffer) -> None:
     """h = 2**(dt * rates) * h + dt * x * B;  y = (C . h + D * x) * silu(z)."""
-    b, t, g, first = at
+    k, b, g, first = task.k, task.b, task.g, task.first
     (states, width), dtype = map(int, h.shape), str(h.dtype)
     dt, dtx, y = (local((width,), dtype) for _ in range(3))
     with lanes(width) as j:
-        T.buffer_store(dt, _step_size(k, b, t, first + j, dtype), [j])
+        T.buffer_store(dt, _step_size(task, t, j, dtype), [j])
     with lanes(width) as j:
-        x = k.read(X, b, t, first + j, dtype=dtype)
+        x = task.read(X, t, j, dtype)
         T.buffer_store(dtx, dt[j] * x, [j])
         T.buffer_store(y, k.read("D", first + j, dtype=dtype) * x if k.has("D") else tirx.const(0, dtype), [j])
     with serial(states) as n:
@@ -74,7 +96,7 @@ def _step(k: Anchor, at: tuple[Expr, Expr, Expr, Expr], h: tirx.Buffer, rates: t
             T.buffer_store(y, y[j] + h[n, j] * k.read(C, b, t, g, n, dtype=dtype), [j])
     if k.has("z"):
         with lanes(width) as j:
-            T.buffer_store(y, y[j] * silu(k.read("z", b, t, first + j, dtype=dtype)), [j])
+            T.buffer_store(y, y[j] * silu(task.read("z", t, j, dtype)), [j])
     with lanes(width) as j:
         k.store(0, [b, t, first + j], y[j])
 
@@ -87,11 +109,11 @@ def _decay(t: Expr) -> Expr:
     return exp2_in_range(bind(select(t > const(127.9, t), const(127.9, t), t)))
 
 
-def _step_size(k: Anchor, b: Expr, t: Expr, channel: Expr, dtype: str) -> Expr:
+def _step_size(task: Task, t: Expr, lane: Expr, dtype: str) -> Expr:
     """dt with its bias, softplus and mask."""
-    dt = k.read(DT, b, t, channel, dtype=dtype)
+    k, dt = task.k, task.read(DT, t, lane, dtype)
     if k.has("dt_bias"):
-        dt = dt + k.read("dt_bias", channel, dtype=dtype)
+        dt = dt + k.read("dt_bias", task.first + lane, dtype=dtype)
     if k.node.attrs["softplus"]:
         dt = softplus(dt)
-    return dt * k.read("mask", b, t, dtype=dtype) if k.has("mask") else dt
+    return dt * k.read("mask", task.b, t, dtype=dtype) if k.has("mask") else dt

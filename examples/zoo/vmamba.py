@@ -111,5 +111,5 @@ class VMamba(nn.Module):
 def build() -> tuple[nn.Module, tuple[Tensor, ...], dict[str, object], dict[str, object]]:
     """A small seeded model and an example image: a grid of 6 x 5 tokens."""
     torch.manual_seed(0)
-    model = VMamba(width=16, states=4, depth=2, classes=10).eval()
+    model = VMamba(width=24, states=4, depth=2, classes=10).eval()
     return model, (torch.randn(2, 3, 24, 20),), {}, {"image": {0: "B"}}

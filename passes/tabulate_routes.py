@@ -20,6 +20,7 @@ from .sink_transposes import RULES as SINKING
 from .trace import Declined, no
 
 CHAINED = frozenset({"reshape", "transpose", "slice", "flip", "concat", "take"})
+LARGEST = 1 << 24  # elements that are followed to find a table
 PRIMES = (3, 5, 7, 11, 13)  # stand for symbols while positions are followed
 
 
@@ -88,20 +89,25 @@ def along_route(tables: Tables, node: Node) -> Value | Declined | None:
     """The rule for movement; a single flip or slice is arithmetic and stays."""
     value = Value(node)
     chain = _Chain(tables, value)
-    if not chain.has_table or chain.source is None:
+    if not chain.has_table:
         return None
-    routes = [route for view in chain.views() if (route := _route(chain.places(view), view, value.dims))]
+    if chain.elements > LARGEST:
+        return no(f"more than {LARGEST} elements would have to be followed")
+    source = chain.source
+    if source is None:
+        return None
+    routes = [route for view in chain.views(source) if (route := _route(chain.places(view), view, value.dims))]
     if not routes:
         return no("more than whole tokens at fixed places is moved")
     best = min(routes, key=lambda route: route.table.size)
     if best.free[-1:] != (len(best.view) - 1,):
         return no("the innermost axis of the tensor is not moved as a whole")
-    result = best.apply(tables, chain.source, value.dims)
+    result = best.apply(tables, source, value.dims)
     return None if result == value else result
 
 
 class _Chain:
-    """Movement between a value and the one tensor whose elements it shows."""
+    """Movement between a value and the tensors whose elements it may show."""
 
     def __init__(self, tables: Tables, value: Value) -> None:
         self.tables, self.value = tables, value
@@ -118,8 +124,24 @@ class _Chain:
                 self.sources[at] = None
 
     @property
+    def elements(self) -> int:
+        """How many positions there are to follow; none can be when symbols outnumber the primes."""
+        shapes = [_bound(value.dims, self.bindings) for value in (self.value, *self.sources)] if self.bounded else []
+        return sum(int(np.prod(shape)) for shape in shapes) if shapes else LARGEST + 1
+
+    @cached_property
     def source(self) -> Value | None:
-        return next(iter(self.sources)) if len(self.sources) == 1 else None
+        """The one tensor that all elements are from; parts of others may have been overwritten."""
+        for value, base in self.bases.items():
+            if np.all((self.positions >= base) & (self.positions < base + np.prod(_bound(value.dims, self.bindings)))):
+                return value
+        return None
+
+    @cached_property
+    def bases(self) -> Mapping[Value, int]:
+        """The position of each source's first element, all sources in a row."""
+        sizes = [int(np.prod(_bound(value.dims, self.bindings))) for value in self.sources]
+        return dict(zip(self.sources, itertools.accumulate(sizes, initial=0), strict=False))
 
     @property
     def has_table(self) -> bool:
@@ -142,27 +164,32 @@ class _Chain:
                 return all(cut[:3] == (0, cut[3], 1) or all(isinstance(n, int) for n in cut) for cut in cuts)
         return True
 
-    def views(self) -> Iterator[Dims]:
+    def views(self, source: Value) -> Iterator[Dims]:
         """The source's dims, as it is and as it is first reshaped, without those of extent 1."""
-        assert self.source is not None
-        found = [
-            self.source.dims,
-            *(n.types[0].dims for n in self.nodes if n.inputs == (self.source,) and n.op is ops.reshape),
-        ]
+        reshapes = (n for n in self.nodes if n.inputs == (source,) and n.op is ops.reshape)
+        found = [source.dims, *(n.types[0].dims for n in reshapes)]
         yield from dict.fromkeys(tuple(n for n in found if n != 1) for found in found)
 
     @cached_property
+    def symbols(self) -> list[str]:
+        values = (*self.sources, *(v for node in self.nodes for v in node.results))
+        return sorted({name for value in values for name in dims.symbols(value.dims)})
+
+    @property
+    def bounded(self) -> bool:
+        return len(self.symbols) <= len(PRIMES)
+
+    @cached_property
     def bindings(self) -> Mapping[str, int]:
-        names = sorted({s for node in self.nodes for type_ in node.types for s in dims.symbols(type_.dims)})
-        return dict(zip(names, PRIMES, strict=False))
+        return dict(zip(self.symbols, PRIMES, strict=False))
 
     @cached_property
     def positions(self) -> np.ndarray:
-        """For each element of the value, its row-major position in the source; symbols are primes."""
-        assert self.source is not None
+        """For each element of the value, its row-major position in the sources; symbols are primes."""
         known: dict[Value, np.ndarray] = {}
-        shape = _bound(self.source.dims, self.bindings)
-        known[self.source] = np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)
+        for source, base in self.bases.items():
+            shape = _bound(source.dims, self.bindings)
+            known[source] = base + np.arange(np.prod(shape, dtype=np.int64)).reshape(shape)
         order = [self.value]
         while order:
             value = order[-1]
@@ -182,7 +209,8 @@ class _Chain:
 
     def places(self, view: Dims) -> tuple[np.ndarray, ...]:
         """For each element of the value, its index on every axis of the source under other dims."""
-        return np.unravel_index(self.positions, _bound(view, self.bindings))
+        assert self.source is not None
+        return np.unravel_index(self.positions - self.bases[self.source], _bound(view, self.bindings))
 
 
 def _bound(extents: Dims, bindings: Mapping[str, int]) -> tuple[int, ...]:

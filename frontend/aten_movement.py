@@ -301,9 +301,10 @@ def _slice_scatter(call: Call, x: Value, source: Value, dim: int = 0, start: Dim
     if step == 1:
         around = [slice_axis(x, axis, 0, first), source, slice_axis(x, axis, first + length, x.dims[axis])]
         return concat([part for part in around if part.dims[axis] != 0], axis)
-    if all(isinstance(n, int) for n in (first, length, x.dims[axis])):
-        table = np.arange(x.dims[axis])
-        table[first::step][:length] = x.dims[axis] + np.arange(length)
+    extent = x.dims[axis]
+    if isinstance(first, int) and isinstance(length, int) and isinstance(extent, int):
+        table = np.arange(extent)
+        table[first::step][:length] = extent + np.arange(length)
         return ops.take(concat([x, source], axis), literal(table), axis=axis)
     places = ops.add(ops.mul(ops.iota(dims=source.dims, axis=axis, dtype=_I64), step), tensor(first, _I64))
     return ops.scatter(x, places, source, axis=axis)

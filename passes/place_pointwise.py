@@ -14,7 +14,7 @@ from typing import Literal
 
 from coilc.ir import Node, Value, ops
 
-from .grow_regions import Region, Uses, depends, is_elementwise, is_movement
+from .grow_regions import Region, Uses, depends, is_elementwise, is_heavy, is_movement
 from .trace import record_refusal
 
 Prologue = Literal["none", "movement", "pointwise"]  # what a reader computes on the way to an operand
@@ -114,11 +114,33 @@ def own_demand(reader: Node, index: int, region: Region) -> Demand:
         return Demand(region, "pointwise", region.kind != "row" and is_repeating(reader, index), False)
     if region.kind in ("row", "reduce"):
         return Demand(region, "pointwise", False, reader.inputs[0].dims == region.space)
+    if reader.op is ops.scan:
+        return Demand(region, *scan_prologue(reader, index), False)
     table = ANCHOR_PROLOGUES.get(reader.op.name, {})
     fixed = len(reader.inputs) - len(reader.attrs.get("optional", ()))
     key: str | int = index if index < fixed else reader.attrs["optional"][index - fixed]
     prologue, repeated = table.get(key, ("none", False))
     return Demand(region, prologue, repeated, False)
+
+
+def scan_prologue(scan: Node, index: int) -> tuple[Prologue, bool]:
+    """What a general scan computes while it reads an operand.
+
+    First values are read once, and so is a sequence by steps that are one kernel and repeat none of it; a constant is read
+    again in every step. Products and the like want rows of memory.
+    """
+    body, carries = scan.attrs["body"], scan.attrs["carries"]
+    if index < carries:
+        return _ONCE
+    repeated = index >= carries + scan.attrs["sequences"] or any(map(is_heavy, body.nodes))
+    reached = {body.inputs[index]}
+    for node in body.nodes:
+        if not reached.isdisjoint(node.inputs):
+            if is_heavy(node):
+                return "none", True
+            repeated |= is_movement(node) and is_repeating(node, 0)
+            reached.update(node.results)
+    return "pointwise", repeated
 
 
 def through(reader: Node, index: int, demand: Demand) -> Demand:

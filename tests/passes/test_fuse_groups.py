@@ -263,3 +263,30 @@ def test_memory_does_not_grow_with_depth() -> None:
     plans = [plan_memory(run_pipeline(mamba(n), CLAIMS).entries["main"]) for n in (3, 9)]
     assert plans[0].slots == plans[1].slots
     assert plans[0].bytes({"B": 2, "L": 64}) < 2 * 64 * 4 * 150
+
+
+LOOP = """
+def main(x: f32[B, L, 8], *, B: dim[1:], L: dim[1:]):
+    v0: f32[()] = constant(value=array(f32, 0.0))
+    v1: f32[B, 8] = broadcast(v0, dims=(B, 8))
+    v2: f32[B, L, 8] = exp(x)
+    v3: f32[L, B, 8] = transpose(v2, perm=(1, 0, 2))
+    def body_0(h: f32[B, 8], x: f32[B, 8]):
+        v0: f32[B, 8] = tanh(h)
+        v1: f32[B, 8] = add(v0, x)
+        return {"h": v1, "y": v1}
+    v4, v5 = scan(v1, v3, body=body_0, carries=1, sequences=1, axis=0, reverse=False)
+    return {"y": v5}
+"""
+
+
+def test_a_loop_reads_its_operands_through_what_leads_to_them(preserves: Callable[..., Module]) -> None:
+    assert kernels(preserves(fuse_groups, LOOP)) == ["scan_exp"]
+
+
+def test_a_step_with_a_product_reads_rows_of_memory(preserves: Callable[..., Module]) -> None:
+    body = LOOP.replace("tanh(h)", "matmul(h, w)").replace("x: f32[B, 8]):", "x: f32[B, 8], w: f32[8, 8]):")
+    text = body.replace("main(x: f32[B, L, 8],", "main(x: f32[B, L, 8], w: f32[8, 8],").replace(
+        "(v1, v3, body", "(v1, v3, w, body"
+    )
+    assert kernels(preserves(fuse_groups, text)) == ["exp", "scan"]

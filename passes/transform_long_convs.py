@@ -9,6 +9,7 @@ from math import log2
 from coilc.ir import Dim, Module, Node, Value, dims, ops
 from coilc.ir.ops.fourier import Transform, Wave, by_tables, convenient, matrix_rows, transform, turn
 
+from .recognise_long_convs import SHORT
 from .rewrite import on, rewrite_module
 from .timeline import replace_at
 from .trace import Declined, no
@@ -52,7 +53,22 @@ def transform_long_convs(module: Module, claims: Collection[str] = ()) -> Module
             return no(f"one product per tap is cheaper: {plan.cost:.0f} per element")
         return _planned(node, plan, by)
 
-    return rewrite_module(module, long_conv_by_transforms)
+    return rewrite_module(module, many_taps_after_a_state, long_conv_by_transforms)
+
+
+@on("causal_conv1d")
+def many_taps_after_a_state(node: Node) -> tuple[Value, ...] | None:
+    """A piece of a sequence with many taps, not one step, is a long convolution of what came before and the piece"""
+    given = dict(zip(("x", "w", *node.attrs["optional"]), node.inputs, strict=True))
+    x, w = given["x"], given["w"]
+    taps, length = w.dims[0], x.dims[1]
+    if "state" not in given or not isinstance(taps, int) or taps <= SHORT or length == 1:
+        return None
+    window = ops.concat(given["state"], x, axis=1)
+    y = ops.slice_axis(ops.long_conv(window, ops.flip(w, axes=(0,))), 1, taps - 1, length + taps - 1)
+    y = ops.add(y, given["bias"]) if "bias" in given else y
+    y = ops.silu(y) if node.attrs["activation"] == "silu" else y
+    return y, ops.slice_axis(window, 1, length, length + taps - 1)
 
 
 def _planned(node: Node, plan: Plan, by: Transform) -> Value:

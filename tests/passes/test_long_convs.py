@@ -252,3 +252,19 @@ def test_the_choice() -> None:
     assert becomes(symbol, 65) == "direct"
     assert becomes(symbol, 4096) == "blocks"
     assert becomes(4096, 4096) in ("one block", "blocks")
+
+
+def test_many_taps_after_a_state() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.standard_normal((2, 9, 3)),
+        "w": rng.standard_normal((70, 3)),
+        "s": rng.standard_normal((2, 69, 3)),
+    }
+    operands = [ops.input_(name=n, type=type_of(a)) for n, a in arrays.items()]
+    results = ops.causal_conv1d(*operands, optional=("state",), activation="silu")
+    before = Module({"main": Graph("main", tuple(operands), (("y", results[0]), ("last", results[1])))})
+    after = transform_long_convs(before)
+    assert any(node.op is ops.long_conv for node in after.entries["main"].nodes)
+    for name, expected in interpret(before, arrays).items():
+        np.testing.assert_allclose(interpret(after, arrays)[name], expected, atol=1e-12)

@@ -248,6 +248,8 @@ class Converter:
     def refuse(self, node: Node, why: str, location: Location | None) -> Any:
         """Remember the node, and go on with made-up values of its type so that later nodes are looked at too."""
         self.refused.append((why, location and location.interior()))
+        if isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat):
+            return 2
         try:
             return pytree.tree_map_only(
                 torch.Tensor, lambda t: ops.input_(name=f"?{node.name}", type=self.type_of(t)), node.meta.get("val")

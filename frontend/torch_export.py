@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,10 +12,11 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import TorchDynamoException, UserError
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, _trace
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from coilc.ir import CoilError, InputError, Module, Node, dims
+from coilc.settings import DEBUG
 
 from .capture import capture
 from .convert import convert
@@ -67,6 +69,7 @@ def trace(
         capture(module, arguments.values),
         torch.no_grad(),
         whole_stacks(),
+        _quiet(),
         _plain_errors(module),
     ):
         program = _in_known_ops(_export(module, arguments, dynamic))
@@ -160,6 +163,25 @@ def evaluating(module: torch.nn.Module, kwargs: Mapping[str, Any]) -> Iterator[N
             part.training = True
         for config in cached:
             config.use_cache = True
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch from logging an error and printing its partial graph before it raises; ``COILC_DEBUG=1`` shows them."""
+    if DEBUG.get():
+        yield
+        return
+    loggers = [logging.getLogger(name) for name in ("torch.export._trace", "torch.fx.experimental.symbolic_shapes")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    vars(_trace)["print"] = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del vars(_trace)["print"]
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @contextmanager

@@ -167,7 +167,8 @@ class Entry:
     def _solve(self, shapes: Sequence[Shape]) -> Binding:
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             if len(shape) != len(tensor.dims):
-                raise InputError(f"input '{tensor.name}' has rank {len(shape)}, the model takes {tensor}")
+                fix = _change_of_rank(tensor.name, len(shape), len(tensor.dims))
+                raise InputError(f"input '{tensor.name}' has rank {len(shape)}, the model takes {tensor}; {fix}")
         symbols = {symbol.name: self._solve_symbol(symbol, shapes) for symbol in self.symbols}
         for tensor, shape in zip(self.inputs, shapes, strict=True):
             for axis, (found, expected) in enumerate(zip(shape, tensor.shape(symbols), strict=True)):
@@ -193,6 +194,14 @@ class Entry:
             f"{s.name} = {symbols[s.name]} from '{self.inputs[s.input].name}'" for s in self.symbols if s.name in used
         ]
         return text + (f" ({', '.join(origins)})" if origins else "")
+
+
+def _change_of_rank(name: str, found: int, wanted: int) -> str:
+    if found == wanted - 1:
+        return f"if it lacks the batch, give {name}[None], and for another axis numpy.expand_dims"
+    if found == wanted + 1:
+        return f"if it has a batch of one too many, give {name}[0], and for another axis numpy.squeeze"
+    return f"reshape it to {wanted} axes"
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

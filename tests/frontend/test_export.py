@@ -346,6 +346,17 @@ def test_results_sized_by_values() -> None:
     assert any(place and place.line == line_of(sized_by_values, "# the mask") for _, place in places)
 
 
+def scaled_by_a_value(x: Tensor) -> Tensor:
+    return x * x.max().item()  # the number
+
+
+def test_numbers_read_from_tensors() -> None:
+    with pytest.raises(CoilError) as caught:
+        export_function(scaled_by_a_value, torch.randn(5))
+    places = getattr(caught.value, "places", ())
+    assert any(place and place.line == line_of(scaled_by_a_value, "# the number") for _, place in places)
+
+
 def test_updated_buffers_and_inputs() -> None:
     class Counter(nn.Module):
         def __init__(self) -> None:

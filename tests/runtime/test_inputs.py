@@ -29,7 +29,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"x": np.zeros((1, 1, 64))},
         "has dtype float64, the model takes f32[B, L, 64]: convert it with .astype('float32')",
     ),
-    "rank": ({"x": np.zeros((1, 64), F32)}, "input 'x' has rank 2, the model takes f32[B, L, 64]"),
+    "rank": (
+        {"x": np.zeros((1, 64), F32)},
+        "input 'x' has rank 2, the model takes f32[B, L, 64]; if it lacks the batch, give x[None]",
+    ),
     "extent": ({"x": np.zeros((1, 1, 63), F32)}, "input 'x' has extent 63 at axis 2; f32[B, L, 64] needs 64"),
     "too small": ({"x": np.zeros((0, 1, 64), F32)}, "extent 0 at axis 0; f32[B, L, 64] takes B from 1 to 8"),
     "too large": ({"x": np.zeros((9, 1, 64), F32)}, "extent 9 at axis 0; f32[B, L, 64] takes B from 1 to 8"),

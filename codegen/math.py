@@ -2,6 +2,8 @@
 
 The intrinsics of TIR become one libm call per lane; these stay in vector registers on every CPU. Errors are below 1e-6
 relative over the whole range of fp32, infinities and NaN are right, and subnormal results of ``exp`` are flushed to zero.
+``tests/codegen/test_math_sweep.py`` goes through all exponents; the largest relative errors that it finds in normal results
+are exp 2.3e-7, expm1 1.3e-7, log 0.8e-7, log1p 1.4e-7, sigmoid 2.6e-7, softplus 2.7e-7, tanh 1.7e-7.
 fp64 goes through LLVM's intrinsics, most of which call libm once per lane.
 
 Two rules keep the arithmetic as written: never build with fast-math, and hide a rounding trick such as ``(t + M) - M``
@@ -99,6 +101,12 @@ def _scaled(p: Expr, shifted: Expr) -> Expr:
     return bind(T.reinterpret("float32", bits(p) + tirx.shift_left(bits(shifted), tirx.const(23, "int32"))))
 
 
+def _power_of_two(shifted: Expr) -> Expr:
+    """``2**n`` for n <= 127, n being in the low bits of ``shifted``."""
+    exponent = tirx.shift_left(bits(shifted), tirx.const(23, "int32"))
+    return bind(T.reinterpret("float32", exponent + tirx.const(0x3F800000, "int32")))
+
+
 def _split(t: Expr) -> tuple[Expr, Expr]:
     """The integer nearest to ``t``, as a float and in the low bits of a float."""
     shifted = bind(t + const(ROUND, t))
@@ -125,8 +133,12 @@ def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
         return bind(intrinsic("llvm.exp", x))
     whole, shifted = _split(x * const(LOG2_E, x))
     rest = _fma(x, const(LOG2_E_LOW, x), _fma(x, const(LOG2_E, x), -whole))
-    result = select(x < const(EXP_LOWEST, x), const(0.0, x), _scaled(polynomial(EXP2, rest), shifted))
-    return bind(result if nonpositive else select(x > const(EXP_HIGHEST, x), const(inf, x), result))
+    p = polynomial(EXP2, rest)
+    if nonpositive:
+        return bind(select(x < const(EXP_LOWEST, x), const(0.0, x), p * _power_of_two(shifted)))
+    # The bits of a NaN are no number to add to, and x * inf is infinity or NaN.
+    in_range = select(x < const(EXP_LOWEST, x), const(0.0, x), _scaled(p, shifted))
+    return bind(select(x <= const(EXP_HIGHEST, x), in_range, x * const(inf, x)))
 
 
 def expm1(x: Expr) -> Expr:

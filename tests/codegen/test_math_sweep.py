@@ -1,0 +1,88 @@
+"""Vector functions over all of fp32: every exponent, both signs, subnormals, infinities and NaN.
+
+The bound is 1e-6 relative, in normal results. Subnormal results may be zero, and one that rounds to the largest number may be
+infinite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+from native_kernels import Kernels
+
+from coilc.ir import Graph, Module, parse_graph
+from coilc.passes import decompose
+
+BOUND, TINY, LARGEST = 1e-6, float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+SAMPLED, DENSE = 1021, 127  # strides through the 2**32 representations, both odd: no exponent or low bit is left out
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+FUNCTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "exp": np.exp,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sigmoid": lambda x: np.where(x < 0, np.exp(x) / (1 + np.exp(x)), 1 / (1 + np.exp(-x))),
+    "softplus": _softplus,
+    "tanh": np.tanh,
+}
+
+
+@cache
+def kernels() -> Kernels:
+    def body(op: str) -> Graph:
+        graph = parse_graph(f'def k(x0: f32[N]):\n    v0: f32[N] = {op}(x0)\n    return {{"y0": v0}}\n')
+        return decompose(Module({"k": graph})).entries["k"]
+
+    return Kernels({op: body(op) for op in FUNCTIONS})
+
+
+def worst(op: str, x: np.ndarray) -> float:
+    """The largest relative error, after the special values are checked."""
+    (y,) = kernels().run(op, x)
+    with np.errstate(all="ignore"):
+        expected = FUNCTIONS[op](x.astype(np.float64))
+        rounded = expected.astype(np.float32)
+    np.testing.assert_array_equal(np.isnan(y), np.isnan(rounded))
+    infinite = np.isinf(rounded)
+    np.testing.assert_array_equal(y[infinite], rounded[infinite])
+    small = np.abs(expected) < TINY
+    assert np.all(np.abs(y[small]) <= TINY)
+    normal = np.isfinite(rounded) & ~small & (np.abs(expected) < LARGEST * (1 - BOUND))
+    return float((np.abs(y[normal] - expected[normal]) / np.abs(expected[normal])).max(initial=0.0))
+
+
+def representations(stride: int, first: int, count: int) -> np.ndarray:
+    """``count`` numbers by their bits, from the ``first``-th of the sweep on."""
+    bits = (first + np.arange(count, dtype=np.uint64)) * np.uint64(stride)
+    return bits[bits < 2**32].astype(np.uint32).view(np.float32)
+
+
+def sweep(op: str, stride: int) -> float:
+    chunk, total = 1 << 21, 2**32 // stride + 1
+    return max(worst(op, representations(stride, first, chunk)) for first in range(0, total, chunk))
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_every_exponent(op: str) -> None:
+    assert sweep(op, SAMPLED) <= BOUND
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_densely(op: str) -> None:
+    assert sweep(op, DENSE) <= BOUND
+
+
+@pytest.mark.parametrize("op", FUNCTIONS)
+def test_special_values(op: str) -> None:
+    tiny = np.float32(1e-45)
+    x = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, tiny, -tiny, TINY, -TINY, LARGEST, -LARGEST], np.float32)
+    assert worst(op, np.concatenate([x, np.nextafter(x[7:9], np.float32(0))])) <= BOUND

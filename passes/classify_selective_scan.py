@@ -201,7 +201,7 @@ def _with_epilogue(scan: Node, only: Mapping[Value, Node]) -> dict[Value, Value]
             given |= found
             seen = _View(Value(reader), axes, seen.channels)
         current = Value(reader)
-    return _replaced(scan, given, seen) if seen.value.node is not scan else {}
+    return _replaced(scan, given, seen) if len(given) > len(scan.attrs["optional"]) else {}
 
 
 def _groups_apart(scan: Node) -> Dims:

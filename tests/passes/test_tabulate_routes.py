@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coilc.codegen.target import parse_target
 from coilc.ir import Graph, Module, TensorType, Value, interpret, literal, ops, parse_graph
+from coilc.ir.opdef import MOVEMENT, STRUCTURAL
 from coilc.ir.types import DTYPES
 from coilc.passes import run_pipeline, tracing
 from coilc.passes.tabulate_routes import tabulate_routes
@@ -109,6 +111,68 @@ def test_other_sub_grids_are_projected_after_they_are_picked(preserves: Check) -
 )
 def test_what_stays(check: Check, text: str) -> None:
     check(tabulate_routes, text, text)
+
+
+CROSS_SCAN = """
+def main(x: f32[B, 6, 5, 16], *, B: dim[1:]):
+    w0: f32[32, 16] = weight(name="in", type=f32[32, 16])
+    v0: f32[B, 6, 5, 32] = linear(x, w0)
+    v1: f32[B, 32, 6, 5] = transpose(v0, perm=(0, 3, 1, 2))
+    w1: f32[32, 1, 3, 3] = weight(name="conv", type=f32[32, 1, 3, 3])
+    v2: f32[B, 32, 6, 5] = conv(v1, w1, strides=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=32)
+    v3: f32[B, 32, 6, 5] = silu(v2)
+    v4: f32[B, 1, 32, 30] = reshape(v3, dims=(B, 1, 32, 30))
+    v5: f32[B, 32, 5, 6] = transpose(v3, perm=(0, 1, 3, 2))
+    v6: f32[B, 1, 32, 30] = reshape(v5, dims=(B, 1, 32, 30))
+    v7: f32[B, 2, 32, 30] = concat(v4, v6, axis=1)
+    v8: f32[B, 2, 32, 30] = flip(v7, axes=(3,))
+    xs: f32[B, 4, 32, 30] = concat(v7, v8, axis=1)
+    w2: f32[4, 10, 32] = weight(name="project", type=f32[4, 10, 32])
+    p: f32[B, 4, 10, 30] = einsum(xs, w2, equation="bkdl,kcd->bkcl")
+    p0: f32[B, 4, 2, 30] = slice(p, starts=(0, 0, 0, 0), stops=(B, 4, 2, 30), steps=(1, 1, 1, 1))
+    p1: f32[B, 4, 4, 30] = slice(p, starts=(0, 0, 2, 0), stops=(B, 4, 6, 30), steps=(1, 1, 1, 1))
+    p2: f32[B, 4, 4, 30] = slice(p, starts=(0, 0, 6, 0), stops=(B, 4, 10, 30), steps=(1, 1, 1, 1))
+    w3: f32[4, 32, 2] = weight(name="dt", type=f32[4, 32, 2])
+    d0: f32[B, 4, 32, 30] = einsum(p0, w3, equation="bkrl,kdr->bkdl")
+    d1: f32[B, 128, 30] = reshape(d0, dims=(B, 128, 30))
+    d2: f32[B, 30, 128] = transpose(d1, perm=(0, 2, 1))
+    x0: f32[B, 128, 30] = reshape(xs, dims=(B, 128, 30))
+    x1: f32[B, 30, 128] = transpose(x0, perm=(0, 2, 1))
+    A: f32[4, 128] = weight(name="A", type=f32[4, 128])
+    b: f32[B, 30, 4, 4] = transpose(p1, perm=(0, 3, 1, 2))
+    c: f32[B, 30, 4, 4] = transpose(p2, perm=(0, 3, 1, 2))
+    y, last = selective_scan(x1, d2, A, b, c, optional=(), softplus=True)
+    y0: f32[B, 30, 4, 32] = reshape(y, dims=(B, 30, 4, 32))
+    y1: f32[B, 4, 32, 30] = transpose(y0, perm=(0, 2, 3, 1))
+    y2: f32[B, 2, 32, 30] = slice(y1, starts=(0, 0, 0, 0), stops=(B, 2, 32, 30), steps=(1, 1, 1, 1))
+    y3: f32[B, 2, 32, 30] = slice(y1, starts=(0, 2, 0, 0), stops=(B, 4, 32, 30), steps=(1, 1, 1, 1))
+    y4: f32[B, 2, 32, 30] = flip(y3, axes=(3,))
+    y5: f32[B, 2, 32, 30] = add(y2, y4)
+    y6: f32[B, 1, 32, 30] = slice(y5, starts=(0, 0, 0, 0), stops=(B, 1, 32, 30), steps=(1, 1, 1, 1))
+    y7: f32[B, 1, 32, 30] = slice(y5, starts=(0, 1, 0, 0), stops=(B, 2, 32, 30), steps=(1, 1, 1, 1))
+    y8: f32[B, 32, 30] = reshape(y6, dims=(B, 32, 30))
+    y9: f32[B, 32, 5, 6] = reshape(y7, dims=(B, 32, 5, 6))
+    ya: f32[B, 32, 6, 5] = transpose(y9, perm=(0, 1, 3, 2))
+    yb: f32[B, 32, 30] = reshape(ya, dims=(B, 32, 30))
+    yc: f32[B, 32, 30] = add(y8, yb)
+    yd: f32[B, 30, 32] = transpose(yc, perm=(0, 2, 1))
+    g: f32[32] = weight(name="gain", type=f32[32])
+    ye: f32[B, 30, 32] = rms_norm(yd, g, eps=1e-05)
+    return {"y": ye}
+"""
+
+
+def test_a_cross_scan_leaves_no_copies(preserves: Check) -> None:
+    """VMamba's SS2D: six kernels, none of which only moves, and every tensor between them has its channels innermost."""
+    claims = parse_target("x86-64-v3").claims
+    graph = preserves(lambda module: run_pipeline(module, claims), CROSS_SCAN).entries["main"]
+    bodies = [node.attrs["body"] for node in graph.nodes if node.op is ops.fused]
+    heavy = [[n.op.name for n in body.nodes if not n.op.traits & {MOVEMENT, STRUCTURAL}] for body in bodies]
+    assert all(heavy)
+    assert len(bodies) == 6
+    assert sum("selective_scan" in names for names in heavy) == 1
+    between = [value for body in bodies for value in body.results]
+    assert {value.dims[-1] for value in between} <= {32, 40, 128}
 
 
 # --- random routes ---------------------------------------------------------------------------------------------------

@@ -320,6 +320,7 @@ _RULES: Mapping[str, Callable[[Node], Iterator[Link]]] = {
     "broadcast": _broadcast, "reshape": _reshape, "transpose": _transpose, "slice": _slice, "pad": _pad, "flip": _flip,
     "concat": _along, "gather": _gather, "scatter": _along, "take": _take, "cumsum": _along, "cumprod": _along,
     "sort": _along, "argmax": _argument, "argmin": _argument, "matmul": _matmul, "packed_matmul": _packed_matmul,
-    "linear_scan": _linear_scan, "conv": _batch, "pool": _batch, "attention": _batch, "causal_conv1d": _batch, "depthwise_conv": _batch,
-    "selective_scan": _batch, "gated_linear_attention": _batch,
+    "linear_scan": _linear_scan, "conv": _batch, "pool": _batch, "attention": _batch, "causal_conv1d": _batch,
+    "depthwise_conv": _batch, "selective_scan": _batch, "gated_linear_attention": _batch, "gated_delta_rule": _batch,
+    "generalized_delta_rule": _batch, "wkv": _batch,
 }  # fmt: skip

@@ -8,7 +8,8 @@ from textwrap import dedent
 
 import pytest
 
-from coilc.ir import Module, Node, parse_graph
+from coilc.ir import OPS, Module, Node, parse_graph
+from coilc.ir.text import parse_type
 from coilc.passes import give_memory_to_steps, pack_weights
 from coilc.passes.independent_axes import narrowed
 
@@ -77,6 +78,16 @@ def test_batch_stays_apart_through_nested_loops() -> None:
     body, cuts, _ = narrowed(node.attrs["body"], 1)
     assert [str(cut.extent) for cut in cuts] == ["B"]
     assert str(body.results[0].type) == "f32[1, W]"
+
+
+@pytest.mark.parametrize("op", ["wkv", "gated_delta_rule", "generalized_delta_rule", "gated_linear_attention"])
+def test_batch_leads_every_operand_of_a_recurrence_that_has_it(op: str) -> None:
+    """What ``independent_axes`` takes for granted: sequences and states have the batch first, weights do not have it."""
+    for example in OPS[op].examples:
+        types = [parse_type(text) for text in example.types]
+        outcomes = OPS[op].infer_types(tuple(types), example.attrs)
+        batch = types[next(i for i, t in enumerate(types) if t.rank == max(u.rank for u in types))].dims[0]
+        assert all(t.dims[0] == batch for t in (*outcomes, *(t for t in types if t.rank >= 3)))
 
 
 def test_memory_of_symbolic_size_is_a_carry(check: Check) -> None:

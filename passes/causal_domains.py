@@ -189,8 +189,13 @@ def _implied(guard: Dim, term: Term, now: Dim, then: Dim, space: Space, limits: 
         return True
     last = space.resolve(guard + then)
     ends = [guard] + ([last - now] if last != now else [])
-    free = (g for g in ends if space.variables(g) <= space.free)
-    return any(space.holds(g - space.resolve(limit)) for g in free for limit in (0, *limits))
+    return any(always(g, space, limits) for g in ends)
+
+
+def always(guard: Dim, space: Space, limits: Dims) -> bool:
+    """Whether a condition on the result's index alone holds wherever ``limits`` are not negative."""
+    known = space.variables(guard) <= space.free
+    return known and any(space.holds(guard - space.resolve(limit)) for limit in (0, *limits))
 
 
 def _digits(now: Dim, then: Dim, space: Space) -> list[tuple[Dim, Dim]]:

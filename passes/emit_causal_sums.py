@@ -102,6 +102,8 @@ class Emission:
                 axes.append(TIME)
             else:
                 axes += self._merged_axes(e, extent)
+        if len(set(axes)) != len(axes):
+            raise NotExact("a tensor is read along its diagonal")
         shape = tuple(self.extent[axis] for axis in axes)
         return _without_units(Factor(value if value.dims == shape else ops.reshape(value, dims=shape), tuple(axes)))
 

@@ -12,7 +12,7 @@ from coilc.ir import Dim, Dims, Node, Value, literal, ops
 from .decayed_terms import Atom, Logarithm, Ref, Term, along, plus, possible, times, total
 from .index_algebra import NotExact
 from .match import both_orders, scalar
-from .read_masks import MOVES, Masks, constant_array, triangle
+from .read_masks import MOVES, Masks, constant_array, powers, triangle
 
 MAX_TERMS = 64
 
@@ -326,7 +326,16 @@ def _cast(e: Expansion, node: Node, index: Dims) -> list[Term]:
 
 
 def _constant(e: Expansion, node: Node, index: Dims) -> list[Term]:
-    return [Term(guards=triangle(constant_array(node, e.arrays), index))]
+    array = constant_array(node, e.arrays)
+    logarithm = powers(array)
+    if logarithm is None or not logarithm.any():
+        return [Term(guards=triangle(array, index))]
+    *head, now, then = index
+    decay = Ref(
+        literal(logarithm.astype(array.dtype)),
+        tuple(0 if n == 1 else i for i, n in zip(head, logarithm.shape, strict=True)),
+    )
+    return [Term(exponent={Atom((decay,)): now - then}, guards=(now - then,))]
 
 
 def _concat(e: Expansion, node: Node, index: Dims) -> list[Term]:

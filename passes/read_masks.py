@@ -144,7 +144,31 @@ def is_triangle(node: Node, arrays: Mapping[str, np.ndarray]) -> bool:
     rank = node.types[0].rank
     if rank < 2 or node.types[0].dtype.is_complex or sum(n != 1 for n in node.types[0].dims) != 2:
         return False
+    array = constant_array(node, arrays)
+    if not np.isin(array.flat[:64], (0, 1)).all():  # most weights, at no cost
+        return False
     try:
-        return len(triangle(constant_array(node, arrays), (0,) * rank)) == 1
+        return len(triangle(array, (0,) * rank)) == 1
     except NotExact:
         return False
+
+
+def powers(array: np.ndarray) -> np.ndarray | None:
+    """The logarithm of the decay behind a constant ``decay ** (i - j)`` for i >= j, else 0, over the last two axes."""
+    if array.ndim < 2 or array.dtype.kind != "f" or array.shape[-1] != array.shape[-2] or array.shape[-1] < 3:
+        return None
+    if not (np.all(array[..., 0, 0] == 1) and np.all(array[..., 1, 0] > 0)):
+        return None
+    wide = array.astype(np.float64)
+    distance = np.subtract.outer(*map(np.arange, array.shape[-2:]))
+    # The last element that is no denormal number has the decay with the least rounding.
+    far = np.maximum(1, (wide[..., :, 0] > 1e-30).sum(-1) - 1)
+    logarithm = np.log(np.take_along_axis(wide[..., :, 0], far[..., None], -1)[..., 0]) / far
+    expected = np.where(distance >= 0, np.exp(np.maximum(distance, 0) * logarithm[..., None, None]), 0)
+    return logarithm if np.allclose(wide, expected, rtol=1e-4, atol=1e-30) else None
+
+
+def is_power(node: Node, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether a constant or weight is a decay to the power of the distance in time."""
+    square = node.types[0].rank >= 2 and node.types[0].dims[-1] == node.types[0].dims[-2]
+    return square and powers(constant_array(node, arrays)) is not None

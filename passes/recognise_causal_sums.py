@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from coilc.ir import Dim, Dims, Graph, Module, Value, at
+from coilc.ir import Dim, Dims, Graph, Module, Node, Value, at
 
-from .causal_domains import CausalSum, causal_sum, complete, domains, moments, time_variables
+from .causal_domains import CausalSum, always, causal_sum, complete, domains, moments, time_variables
 from .decayed_terms import Term, possible
 from .emit_causal_sums import Emission
 from .expand_causal_sums import FAMILY, Expansion, product
-from .index_algebra import NotExact, Space
-from .read_masks import COMPARISONS, is_triangle
+from .index_algebra import NotExact, Range, Space
+from .read_masks import COMPARISONS, is_power, is_triangle
 from .replace_values import replace_values
 from .trace import record_firing, record_refusal
 
@@ -44,30 +44,33 @@ def recognise_causal_sums(module: Module) -> Module:
 
 def _recognised(graph: Graph, arrays: Mapping[str, np.ndarray]) -> Graph:
     declined: set[Value] = set()
-    while True:
-        found = next(_replacements(graph, arrays, declined), None)
-        if found is None:
-            return graph
-        graph = replace_values(graph, dict([found]))
+    while replacements := dict(_replacements(graph, arrays, declined)):
+        graph = replace_values(graph, replacements)
+    return graph
 
 
 def _replacements(
     graph: Graph, arrays: Mapping[str, np.ndarray], declined: set[Value]
 ) -> Iterator[tuple[Value, Value]]:
-    """From the outputs backwards, so that a whole is found before its parts."""
-    mixing = mixing_values(graph, arrays)
+    """From the outputs backwards, so that a whole is found before its parts, which are then left alone for this round."""
+    mixing, inside = mixing_values(graph, arrays), set[Value]()
+    rank = {node: i for i, node in enumerate(graph.nodes)}
     for node in reversed(graph.nodes):
         root = Value(node)
+        if root in inside:
+            inside.update(v for v in node.inputs if v in mixing)
+            continue
         if root not in mixing or node.op.name not in ROOTS or root in declined or not root.type.dtype.is_float:
             continue
         declined.add(root)
         try:
             with at(node.location and node.location.interior()):
-                found = _recurrence(root, mixing, graph, arrays)
+                found = _recurrence(root, mixing, graph.ranges, arrays, rank)
         except NotExact as reason:
             record_refusal(RULE, node, str(reason))
             continue
         record_firing(RULE, node, (found,))
+        inside.update(v for v in node.inputs if v in mixing)
         yield root, found
 
 
@@ -81,7 +84,7 @@ def mixing_values(graph: Graph, arrays: Mapping[str, np.ndarray]) -> set[Value]:
             positions.add(Value(node))
         starts = (
             (name in ("cumsum", "linear_scan") and dtype.is_float)
-            or (name in ("constant", "weight") and is_triangle(node, arrays))
+            or (name in ("constant", "weight") and (is_triangle(node, arrays) or is_power(node, arrays)))
             or (name in COMPARISONS and reads & positions)
         )
         if starts or (name in FAMILY and reads & mixing):
@@ -92,13 +95,19 @@ def mixing_values(graph: Graph, arrays: Mapping[str, np.ndarray]) -> set[Value]:
 # --- from terms to a recurrence ---------------------------------------------------------------------------------------
 
 
-def _recurrence(root: Value, mixing: Collection[Value], graph: Graph, arrays: Mapping[str, np.ndarray]) -> Value:
+def _recurrence(
+    root: Value,
+    mixing: Collection[Value],
+    ranges: Mapping[str, Range],
+    arrays: Mapping[str, np.ndarray],
+    rank: Mapping[Node, int],
+) -> Value:
     """What computes ``root`` in one pass over time.
 
     Raises:
         NotExact: it is no decayed sum over the past.
     """
-    space = Space(graph.ranges)
+    space = Space(ranges)
     index = tuple(space.fresh(n, free=True) for n in root.dims)
     expansion = Expansion(space, arrays, mixing)
     terms = _resolved(expansion.terms(root, index), space)
@@ -107,7 +116,9 @@ def _recurrence(root: Value, mixing: Collection[Value], graph: Graph, arrays: Ma
     if not terms:
         raise NotExact("nothing is summed over time")
     limits = tuple(n - 1 - e for e, n in zip(index, root.dims, strict=True))
-    summed, now = _one_sum(terms, space, limits, graph)
+    if any(not always(g, space, limits) for term in rest for g in term.guards):
+        raise NotExact("what is added to the sum is masked")
+    summed, now = _one_sum(terms, space, limits, rank)
     return Emission(space, root, index, now).result(summed, rest)
 
 
@@ -134,9 +145,8 @@ def _opened(terms: list[Term], expansion: Expansion) -> list[Term]:
     return _resolved(done, expansion.space)
 
 
-def _one_sum(terms: Sequence[Term], space: Space, limits: Dims, graph: Graph) -> tuple[CausalSum, Dim]:
+def _one_sum(terms: Sequence[Term], space: Space, limits: Dims, rank: Mapping[Node, int]) -> tuple[CausalSum, Dim]:
     """The terms as one sum over the whole past."""
-    rank = {node: i for i, node in enumerate(graph.nodes)}
     sums: dict[object, CausalSum] = {}
     covered: list[tuple[str, ...]] = []
     nows: dict[Dim, None] = {}

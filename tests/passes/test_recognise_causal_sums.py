@@ -129,7 +129,7 @@ def test_written_form_is_attention_at_any_length(form: Form) -> None:
         assert_attention(module, form, length)
 
 
-@pytest.mark.parametrize("form", [f for f in FORMS if f is not constant_decay], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("form", FORMS, ids=lambda f: f.__name__)
 def test_written_form_is_attention_at_one_length(form: Form) -> None:
     assert_attention(recognised(imported(form, 5)), form, 5)
 

@@ -85,7 +85,7 @@ def import_program(program: ExportedProgram | str | os.PathLike[str]) -> Module:
         CoilError: the program updates a buffer or an input in place.
         InputError: the file is missing or is no exported program.
     """
-    program = program if isinstance(program, ExportedProgram) else _load(Path(program))
+    program = program if isinstance(program, ExportedProgram) else load_program(Path(program))
     if _SYMBOLS not in program.graph_module.meta:
         program = lower(program)
     Node.forget_all()  # another model that happens to compute the same has other source lines
@@ -112,7 +112,12 @@ def _in_known_ops(program: ExportedProgram) -> ExportedProgram:
     return program if is_convertible(program) else program.run_decompositions(decompositions())
 
 
-def _load(path: Path) -> ExportedProgram:
+def load_program(path: Path) -> ExportedProgram:
+    """What ``torch.export.save`` wrote.
+
+    Raises:
+        InputError: the file is missing or is no exported program.
+    """
     if not path.exists():
         raise InputError(f"{path}: no such file")
     if path.suffix == ".onnx":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from coilc.ir import OPS, parse_graph
 
@@ -93,6 +94,20 @@ def test_compare_agrees_and_writes_a_report(cli: Cli, models: Path, scale: Path,
     assert "http://" not in html.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
+
+
+def test_compare_takes_an_exported_program_and_its_inputs(cli: Cli, tmp_path: Path) -> None:
+    model, x = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh()).eval(), torch.randn(2, 4)
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "m.pt2")
+    np.save(tmp_path / "x.npy", x.numpy())
+    path = tmp_path / "m.coil"
+    assert cli("compile", tmp_path / "m.pt2", "-o", path).code == 0
+    (name,) = (tensor["name"] for tensor in cli("inspect", path, "--json").json["entries"]["main"]["inputs"])
+    done = cli("compare", tmp_path / "m.pt2", path, "--input", f"{name}={tmp_path / 'x.npy'}", "--json")
+    assert done.code == 0, done.err
+    assert done.json["ok"]
+    refused = cli("compare", tmp_path / "m.pt2", path)
+    assert f"takes the inputs {name}; give each as --input" in refused.err
 
 
 def test_compare_fails_where_the_models_differ(cli: Cli, models: Path, scale: Path) -> None:

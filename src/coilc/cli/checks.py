@@ -12,15 +12,21 @@ from coilc.ir import InputError
 from .console import Stages, console, emit, emit_json
 from .exits import Exit
 from .options import Artifact, Dynamic, Entry, Json, Lengths, Threads
-from .sources import dynamic_shapes, is_example, load_example, parse_lengths
+from .sources import dynamic_shapes, is_example, load_example, load_exported, parse_lengths
 
 
 def compare_command(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function, which gives the module and inputs.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="file.py:function, which gives the module and inputs, or a .pt2.")
+    ],
     artifact: Artifact,
     entry: Entry = "main",
     dynamic: Dynamic = None,
     lengths: Lengths = None,
+    inputs: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--input", "-i", metavar="NAME=FILE.npy", help="One input of a .pt2; repeat for each."),
+    ] = None,
     tolerance: Annotated[
         Optional[float],  # noqa: UP045
         typer.Option(min=0.0, help="Relative error allowed; by dtype unless given (1e-5 for float32)."),
@@ -37,11 +43,11 @@ def compare_command(
     """
     from coilc.comparison import compare
 
-    if not is_example(model):
-        raise InputError(f"{model}: compare needs file.py:function, which returns the module and its inputs")
+    if not is_example(model) and Path(model).suffix != ".pt2":
+        raise InputError(f"{model}: compare needs a .pt2, or file.py:function, which returns the module and its inputs")
     with Stages() as progress:
         progress("load the model")
-        example = load_example(model)
+        example = load_example(model) if is_example(model) else load_exported(Path(model), inputs or ())
         found = compare(
             example.module,
             artifact,

@@ -24,6 +24,8 @@ import numpy as np
 
 from coilc.ir import Graph, InputError, Location, Module, TensorType, parse_graphs
 
+from .arrays import read_inputs
+
 DYNAMIC = re.compile(r"(?P<name>[A-Za-z_]\w*)\.(?P<axis>\d+)=(?P<dim>[A-Za-z_]\w*(:\d+\.\.\d*)?)")
 LENGTHS = re.compile(r"((?P<name>[A-Za-z_]\w*)=)?(?P<first>\d+),(?P<second>\d+)")
 KINDS = "a .pt2 file, IR text (.py), a .coil folder, or file.py:function"
@@ -139,6 +141,26 @@ def _run_user_code(call: Callable[[], Any], what: str) -> Any:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = Location(frame.filename, frame.lineno or 0)
         raise InputError(f"{what} raised {type(error).__name__}: {error}", where) from error
+
+
+def load_exported(path: Path, inputs: Sequence[str]) -> Example:
+    """An exported program with ``name=file.npy`` options for its inputs.
+
+    Raises:
+        InputError: no such program, an input that is missing, or one that it does not take.
+    """
+    import torch
+
+    from coilc.frontend.torch_export import import_program, load_program
+
+    program = load_program(path)
+    names = [value.node.attrs["name"] for value in import_program(program).entries["main"].inputs]
+    arrays = read_inputs(inputs)
+    if set(arrays) != set(names):
+        raise InputError(f"{path} takes the inputs {', '.join(names)}; give each as --input NAME=FILE.npy")
+    leaves = [torch.from_numpy(arrays[name]) for name in names]
+    args, kwargs = torch.utils._pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    return Example(program, args, kwargs)
 
 
 def is_example(spec: str) -> bool:

@@ -32,6 +32,7 @@ from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph
 from .trace import Event, Trace, no, tracing
+from .transform_long_convs import transform_long_convs
 
 PASSES: Mapping[str, Callable[[Module], Module]] = {
     "canonicalise_reductions": canonicalise_reductions,
@@ -55,6 +56,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "reroll_scans": on_every_graph(reroll_scans),
     "simplify": simplify,
     "sink_transposes": sink_transposes,
+    "transform_long_convs": partial(transform_long_convs, claims={"dft"}),
 }
 """Every pass by name, with default options: what ``coilc opt`` and ``coilc explain`` offer."""
 

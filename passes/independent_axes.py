@@ -13,11 +13,14 @@ from typing import Any
 
 from coilc.ir import Graph, Node, Value, ops
 from coilc.ir.dims import Dim, matching_groups
-from coilc.ir.opdef import ELEMENTWISE, REDUCTION
+from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
 
 Path = tuple[Node, ...]  # the scans around a value: bodies share input nodes of equal name and type
 Axis = tuple[Path, Value, int]
 Link = tuple[int, int, int, int]  # operand, its axis, result, its axis
+
+
+LANES = 32  # indices of an innermost axis that a task has: whole vectors on every target, and its states stay in the nearest cache
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Cut:
 
     Attributes:
         extent: of the whole.
-        rows: of a task's part: 1, or a symbol of at most ``ROWS``.
+        rows: of a task's part: a number that divides the extent, or a symbol of at most ``ROWS``.
         axes: the axes of inputs and results of the body that are this dim.
     """
 
@@ -182,7 +185,29 @@ def _next_cut(classes: Classes, rows: Dim) -> tuple[Classes, Axis, Dim, Graph, M
         if rows == 1 or stored or not shares_a_matrix(classes, root):
             return classes, root, 1, inside, mapping
         return classes, root, rows, *classes.narrow(root, rows)
+    for root, extent in classes.independent().items():
+        part = _static_part(classes, root, extent)
+        if isinstance(extent, int) and 0 < part < extent:
+            return classes, root, part, *classes.narrow(root, part)
     return None
+
+
+def _static_part(classes: Classes, root: Axis, extent: Dim) -> int:
+    """How many indices of a class of known extent a task has: few enough that its states stay in the nearest cache.
+
+    Zero where tasks apart would do more, because all need some work or matrix that does not vary along the class, and where
+    a table in the body does vary.
+    """
+    if not isinstance(extent, int) or shares_a_matrix(classes, root):
+        return 0
+    for node in classes.body.nodes:
+        varies = any(True for v in node.results for _ in classes.axes(v, root))
+        heavy = not node.op.traits & {ELEMENTWISE, MOVEMENT, STRUCTURAL}
+        if (heavy and not varies) or (node.op is ops.constant and varies):
+            return 0
+    carried = classes.body.inputs[: classes.carries]
+    in_lanes = any(v.type.rank - 1 in classes.axes(v, root) for v in carried)
+    return 1 if not in_lanes else LANES if extent % LANES == 0 else 0
 
 
 def shares_a_matrix(classes: Classes, root: Axis) -> bool:

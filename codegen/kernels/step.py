@@ -17,6 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import Graph, Node, UnsupportedError, Value
 from coilc.ir import dims as d
 from coilc.ir.cost import graph_flops
+from coilc.passes.independent_axes import Cut
 from coilc.passes.schedule_steps import Step, schedule_step
 
 from ..kernel import Kernel
@@ -90,11 +91,11 @@ def emit_step_by_step(k: Anchor) -> None:
 def _emit(k: Anchor, step: Step, rows: d.SymDim | None = None) -> None:
     """All tasks of one form of the step."""
     body: Graph = k.node.attrs["body"]
-    extents = [ceildiv(k.extent(cut.extent), 1 if cut.rows == 1 else ROWS) for cut in step.cuts] or [i64(1)]
+    extents = [ceildiv(k.extent(cut.extent), _rows(cut)) for cut in step.cuts] or [i64(1)]
     work = graph_flops(body) * k.dims(k.node.attrs["carries"])[k.node.attrs["axis"]]
     with parallel(k, product(extents), work) as task:
         indices = unravel(task, extents)
-        firsts = [i if cut.rows == 1 else i * i64(ROWS) for cut, i in zip(step.cuts, indices, strict=False)]
+        firsts = [i * i64(_rows(cut)) for cut, i in zip(step.cuts, indices, strict=False)]
         cuts = list(zip(step.cuts, firsts, strict=True))
 
         def starts(value: Value) -> Starts:
@@ -106,6 +107,11 @@ def _emit(k: Anchor, step: Step, rows: d.SymDim | None = None) -> None:
                 dims[str(rows)] = bind(tirx.min(k.extent(cut.extent) - first, i64(ROWS)))
         part = Part(k, [starts(v) for v in body.inputs], [starts(v) for v in body.results])
         Steps(part, step, dims, {str(rows): (1, ROWS)}).emit()
+
+
+def _rows(cut: Cut) -> int:
+    """How many indices of a dim a task has at most."""
+    return cut.rows if isinstance(cut.rows, int) else ROWS
 
 
 class Steps:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from native_kernels import Kernels
 
-from coilc.ir import parse_graph
+from coilc.ir import Module, interpret, parse_graph
 
 BODIES = {
     "linear_scan": """def k(x0: f32[L, 512], x1: f32[L, 512], x2: f32[512]):
@@ -28,6 +28,14 @@ BODIES = {
     last, y = scan(x1, x0, x2, body=body_0, carries=1, sequences=1, axis=1, reverse=False)
     return {"y0": last}
 """,
+    "heads": """def k(x0: f32[L, 4, 8, 64], x1: f32[4, 8, 64]):
+    def body_0(h: f32[4, 8, 64], x: f32[4, 8, 64]):
+        v0: f32[4, 8, 64] = add(h, x)
+        v1: f32[4, 64] = sum(v0, axes=(1,), keepdims=False)
+        return {"h": v0, "y": v1}
+    last, y = scan(x1, x0, body=body_0, carries=1, sequences=1, axis=0, reverse=False)
+    return {"y0": last, "y1": y}
+""",
 }
 
 
@@ -44,3 +52,11 @@ def test_only_large_work_goes_to_the_threads(name: str, length: int, parallel: b
     shapes = [v.type.substitute({"L": length}).dims for v in kernels().bodies[name].inputs]
     kernels().run(name, *(np.zeros(shape, np.float32) for shape in shapes))  # type: ignore[arg-type]
     assert (launches.value > before) == parallel
+
+
+def test_tasks_with_known_dims_apart_agree_with_the_definition() -> None:
+    body, rng = kernels().bodies["heads"], np.random.default_rng(0)
+    arrays = [rng.standard_normal(v.type.substitute({"L": 5}).dims).astype(np.float32) for v in body.inputs]  # type: ignore[arg-type]
+    expected = interpret(Module({"main": body}), dict(zip(("x0", "x1"), arrays, strict=True)))
+    for found, wanted in zip(kernels().run("heads", *arrays), expected.values(), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

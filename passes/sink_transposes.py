@@ -29,7 +29,8 @@ def sink_transposes(module: Module) -> Module:
 
         v0: f32[B, L, 8] = exp(x)
 
-    Needs: nothing. Guarantees: every value is bit for bit what it was; a transpose is never added where none was.
+    Needs: nothing. Guarantees: every value is bit for bit what it was, but for the order of sums in convolutions of one
+    tap; a transpose is never added where none was.
     """
     return rewrite_module(module, *IDENTITIES, *RULES)
 
@@ -193,6 +194,19 @@ def last_axis_of_transpose(node: Node) -> Value | None:
     return ops.transpose(node.op(x.node.inputs[0], *rest, **node.attrs), perm=perm)
 
 
+@on("conv")
+def one_tap_of_transpose(node: Node) -> Value | None:
+    """conv(transpose(x), w) = transpose(linear(x, w)) for channels that are innermost in x and a kernel of one tap"""
+    x, w = node.inputs
+    to_first = (0, x.type.rank - 1, *range(1, x.type.rank - 1))
+    if x.op is not ops.transpose or x.node.attrs["perm"] != to_first or node.attrs["groups"] != 1:
+        return None
+    padded = any(n != 0 for pair in node.attrs["padding"] for n in pair)
+    if padded or any(n != 1 for n in (*w.dims[2:], *node.attrs["strides"])):
+        return None
+    return ops.transpose(ops.linear(x.node.inputs[0], ops.reshape(w, dims=w.dims[:2])), perm=to_first)
+
+
 @on("reshape")
 def unit_dims_of_transpose(node: Node) -> Value | None:
     """reshape(transpose(x)) = transpose(reshape(x)) when the reshape only adds or drops dims of extent 1"""
@@ -236,5 +250,5 @@ def axes_of_transpose(node: Node) -> Value | None:
 
 RULES: tuple[Rule, ...] = (
     slice_of_transpose, pad_of_transpose, flip_of_transpose, concat_of_transposes, along_axis_of_transpose,
-    last_axis_of_transpose, unit_dims_of_transpose, axes_of_transpose, reduction_of_transpose, elementwise_of_view,
+    last_axis_of_transpose, one_tap_of_transpose, unit_dims_of_transpose, axes_of_transpose, reduction_of_transpose, elementwise_of_view,
 )  # fmt: skip

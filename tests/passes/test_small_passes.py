@@ -196,6 +196,21 @@ def test_transposes_meet_their_inverse(case: str, preserves: Check) -> None:
     assert "transpose" not in {node.op.name for node in found.entries["main"].nodes}
 
 
+ONE_TAP = """
+    def main(x: f32[B, L, M, 8], w: f32[6, 8, 1, 1], *, B: dim[1:], L: dim[1:], M: dim[1:]):
+        v0: f32[B, 8, L, M] = transpose(x, perm=(0, 3, 1, 2))
+        v1: f32[B, 6, {rows}, M] = conv(v0, w, strides=({stride}, 1), padding=((0, 0), (0, 0)), dilation=(1, 1), groups=1)
+        v2: f32[B, {rows}, M, 6] = transpose(v1, perm=(0, 2, 3, 1))
+        return {{"y": v2}}
+"""
+
+
+@pytest.mark.parametrize(("stride", "expected"), [(1, ["reshape", "linear"]), (2, ["transpose", "conv", "transpose"])])
+def test_a_convolution_of_one_tap_is_a_product(stride: int, expected: list[str], preserves: Check) -> None:
+    found = preserves(sink_transposes, ONE_TAP.format(stride=stride, rows="L" if stride == 1 else "(L + 1)//2"))
+    assert [node.op.name for node in found.entries["main"].nodes if node.op.name != "input"] == expected
+
+
 def test_a_transpose_is_not_added_where_none_was() -> None:
     graph = parse_graph("""
 def main(x: f32[4, 4], y: f32[4, 4]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from textwrap import dedent
 
 import numpy as np
@@ -84,3 +85,9 @@ def test_a_matrix_of_all_pairs_is_found() -> None:
 
 def test_ops_are_counted() -> None:
     assert held(loop(3), ("tanh", "scan")) == {"tanh": 3, "scan": 0}
+
+
+def test_the_readme_lists_every_model() -> None:
+    folder = Path(__file__).resolve().parents[2] / "examples" / "zoo"
+    listed = re.findall(r"^\| \[\w+\]\((\w+)\.py\)", (folder / "README.md").read_text(), flags=re.M)
+    assert sorted(listed) == sorted(path.stem for path in folder.glob("*.py"))

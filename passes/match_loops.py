@@ -79,29 +79,70 @@ def find_templates(order: Mapping[Node, int], earlier: Value, later: Value) -> l
 
 
 def _carry_less(template: Template, order: Mapping[Node, int]) -> list[Template]:
-    """Move work that a step does on carried values alone into the step before, where that carries fewest values.
+    """Move work that a step does on carried values into the step before, where that carries fewest values.
 
-    A leaky integrator that spikes is first seen to carry its potential and its spike; it carries what the reset leaves.
+    A leaky integrator that spikes is first seen to carry its potential and its spike; it carries what the reset leaves. A
+    state that is read before it is updated is first seen one update late; the update moves with its slices of sequences,
+    if those go on for one more step.
     """
+    ahead = {leaf: _next_slice(before.node, leaf.node) for leaf, before in template.sequences.items()}
     known, early = set(template.carries), []
+    free = {*template.invariants, *(leaf for leaf, after in ahead.items() if after is not None)}
     for node in sorted(template.interior, key=lambda n: order[n]):
-        moving = [v for v in node.inputs if v not in template.invariants]
-        if moving and known.issuperset(moving):
+        if free.issuperset(node.inputs):
+            free.update(node.results)
+        elif free.union(known).issuperset(node.inputs) and node is not template.root.node:
             early.append(node)
             known.update(node.results)
-    cuts = [_cut(template, set(early[:k])) for k in range(len(early) + 1)]
-    fewest = min(map(len, cuts))
-    return [_with_cut(template, cut, early[:k]) for k, cut in enumerate(cuts) if len(cut) == fewest][:MAX_FORMS]
+    forms = [(_cut(template, set(early[:k])), early[:k]) for k in range(len(early) + 1)]
+    forms = [(cut, moved) for cut, moved in forms if _is_whole(template, cut, set(moved))]
+    fewest = min(len(cut) for cut, _ in forms)
+    return [_with_cut(template, cut, moved, ahead) for cut, moved in forms if len(cut) == fewest][:MAX_FORMS]
 
 
-def _with_cut(template: Template, cut: list[Value], early: list[Node]) -> Template:
+def _is_whole(template: Template, cut: list[Value], early: set[Node]) -> bool:
+    """Whether a step that begins after ``early`` still has all that the next one's early part reads."""
+    return all(left.node not in early or left in cut for left in template.carries.values())
+
+
+def _with_cut(template: Template, cut: list[Value], early: list[Node], ahead: Mapping[Value, Value | None]) -> Template:
     """The step that begins after ``early`` and carries ``cut``."""
     if not early:
         return template
     next_step: dict[Value, Value] = dict(template.carries) | {v: v for v in template.invariants}
+    next_step |= {leaf: after for leaf, after in ahead.items() if after is not None}
     carries = dict(zip(cut, rebuild(list(cut), next_step), strict=True))
-    interior = {n: a for n, a in template.interior.items() if n not in set(early)}
-    return replace(template, carries=carries, interior=interior)
+    moving = template.sequences | {after: leaf for leaf, after in ahead.items() if after is not None}
+    read = _read([template.root, *carries.values()], {*carries, *moving, *template.invariants})
+    sequences = {leaf: before for leaf, before in moving.items() if leaf in read}
+    interior = {n: a for n, a in template.interior.items() if not read.isdisjoint(n.results)}
+    return replace(template, carries=carries, sequences=sequences, interior=interior)
+
+
+def _read(roots: Sequence[Value], leaves: set[Value]) -> set[Value]:
+    """The values that ``roots`` are computed from, themselves included, down to ``leaves``."""
+    found, stack = set[Value](), list(roots)
+    while stack:
+        value = stack.pop()
+        if value not in found:
+            found.add(value)
+            stack += () if value in leaves else value.node.inputs
+    return found
+
+
+def _next_slice(before: Node, leaf: Node) -> Value | None:
+    """The slice that follows ``leaf`` as that follows ``before``, or ``None`` if there is no more."""
+    axis = moving_axis(before, leaf) if leaf.op is ops.slice else None
+    if axis is None:
+        return None
+    start, stop = (
+        [2 * late - early for early, late in zip(before.attrs[name], leaf.attrs[name], strict=True)]
+        for name in ("starts", "stops")
+    )
+    extent = leaf.inputs[0].dims[axis]
+    if not isinstance(extent, int) or not 0 <= start[axis] < extent:
+        return None
+    return Node.make(ops.slice, leaf.inputs, {**leaf.attrs, "starts": tuple(start), "stops": tuple(stop)}).results[0]
 
 
 def _cut(template: Template, early: set[Node]) -> list[Value]:

@@ -109,7 +109,7 @@ class _Entry:
             _string(entry.name), len(symbols), len(entry.inputs), len(entry.outputs), len(entry.calls),
             self.table("coil_symbol", "symbols", symbols), self.tensors("inputs", entry.inputs),
             self.tensors("outputs", entry.outputs), len(entry.states),
-            self.table("coil_link", "states", [_row(*pair, int(i in entry.kept)) for i, pair in enumerate(entry.states)]),
+            self.table("coil_link", "states", [_row(*pair, int(i in entry.kept), entry.rows(i)) for i, pair in enumerate(entry.states)]),
         )  # fmt: skip
         self.source.parts.append(self.quantities.function(f"evaluate_{self.suffix}"))
         private = _row(

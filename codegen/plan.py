@@ -91,6 +91,14 @@ class EntryPlan:
     kept: frozenset[int] = frozenset()
     room: Room | None = None
 
+    def rows(self, number: int) -> int:
+        """Of a state: 1 if it has a row per sequence of the batch, 0 if it is one for all, -1 if neither."""
+        shape = self.state_types[number][1].dims
+        names = list(dims.symbols(shape))
+        if not names:
+            return 0
+        return 1 if len(names) == 1 and shape[0] == dims.symbol(names[0]) else -1
+
     @property
     def state_types(self) -> tuple[tuple[str, TensorType], ...]:
         """Name and type of every state; the name is the output's."""

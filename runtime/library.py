@@ -127,6 +127,7 @@ def _declare(native: ctypes.CDLL) -> None:
         "coil_state_load": (c_int, [c_void_p, c_char_p, c_uint64]),
         "coil_state_memory": (c_uint64, [c_void_p]),
         "coil_session_advance": (c_int, [c_void_p, c_int32, c_void_p, pointers, pointers]),
+        "coil_session_advance_all": (c_int, [c_void_p, c_int32, pointers, c_int32, c_void_p, pointers, pointers]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(native, name)
@@ -190,6 +191,15 @@ class NativeSession:
         """Run a bound entry that has states; the addresses of states are ignored."""
         native, arrays = self.library.native, (_array(inputs), _array(outputs))
         self.library.check(native.coil_session_advance(self.handle, entry, state.handle, *arrays))
+
+    def advance_all(
+        self, entry: int, states: Sequence[NativeState], batch: NativeState, inputs: _Pointers, outputs: _Pointers
+    ) -> None:
+        """Run a bound entry on the rows of several states; ``batch`` is room for all of them together."""
+        native, arrays = self.library.native, (_array(inputs), _array(outputs))
+        handles = (c_void_p * len(states))(*(state.handle for state in states))
+        code = native.coil_session_advance_all(self.handle, entry, handles, len(states), batch.handle, *arrays)
+        self.library.check(code)
 
     def trace(self, entry: int, inputs: _Pointers, outputs: _Pointers, callback: object) -> None:
         """Run a bound entry and call ``callback(user, call, results, count)`` after each call."""

@@ -6,7 +6,7 @@ import copy
 import ctypes
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from .session import Session
 from .signature import Binding, Entry, Tensor, suggestion
 
 _Array = np.ndarray[Any, Any]
+_Run = Callable[[NativeSession, int, list[int], list[int]], None]  # an entry on addresses
 
 
 def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool = True) -> Model:
@@ -88,6 +89,7 @@ class Model:
         self._entries = {name: Entry(i, name, row) for i, (name, row) in enumerate(rows)}
         self._native = NativeModel(artifact.path / LIBRARY, artifact.path / WEIGHTS)
         self._idle: list[NativeSession] = []
+        self._batches: list[NativeState] = []  # room of ``step_all`` that nobody uses now
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         """Run the entry ``main``, or the only one there is; see ``run``."""
@@ -155,6 +157,37 @@ class Model:
             raise InputError(f"the history must be between 1 and {1 << 20} calls, not {history}")
         return Session(self._advance, NativeState.open(self._native.library, history))
 
+    def step_all(self, sessions: Sequence[Session], **inputs: Any) -> dict[str, Any]:
+        """Run the next element of several sequences in one call, so that the weights are read once for all of them.
+
+        Each session has been prefilled. The states are copied into one batch and back;
+        a model whose caches are long pays for their copies.
+
+        Args:
+            sessions: one or more of this model, each once. A session may itself have several rows.
+            inputs: as for ``step``, with the rows of the first session, then those of the second, and so on.
+
+        Returns:
+            Outputs with the rows in the same order.
+
+        Raises:
+            InputError: an input that does not fit.
+            RunError: the rows are not those of the sessions, a session is at its start, or the sequences must be equally
+                long because a position is one for all rows.
+        """
+        if not sessions:
+            raise InputError("step_all needs at least one session")
+        states = [session.state for session in sessions]
+        batch = self._batches.pop() if self._batches else NativeState.open(self._native.library, 1)
+
+        def run(native: NativeSession, entry: int, given: list[int], wanted: list[int]) -> None:
+            native.advance_all(entry, states, batch, given, wanted)
+
+        try:
+            return self._with_states("step", inputs, run)
+        finally:
+            self._batches.append(batch)
+
     def describe(self) -> dict[str, Any]:
         """The manifest: entries with their inputs, outputs and symbols, target, sizes, options, versions."""
         return copy.deepcopy(dict(self._manifest))
@@ -169,6 +202,13 @@ class Model:
 
     def _advance(self, name: str, state: NativeState, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Run one entry on a state that the native runtime keeps."""
+
+        def run(native: NativeSession, entry: int, given: list[int], wanted: list[int]) -> None:
+            native.advance(entry, state, given, wanted)
+
+        return self._with_states(name, inputs, run)
+
+    def _with_states(self, name: str, inputs: Mapping[str, Any], run: _Run) -> dict[str, Any]:
         entry = self._entry(name)
         if not entry.state_count:
             raise InputError(f"entry '{name}' keeps no state; run it with the model instead of a session")
@@ -178,7 +218,7 @@ class Model:
         for place, start in zip(entry.results, wanted, strict=True):
             outputs[place] = start
         with self._session(request) as session:
-            session.advance(entry.index, state, [*given, *[0] * entry.state_count], outputs)
+            run(session, entry.index, [*given, *[0] * entry.state_count], outputs)
         return _results(request, inputs)
 
     def _entry(self, name: str) -> Entry:

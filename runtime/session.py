@@ -19,10 +19,13 @@ class Session:
 
     ``prefill`` takes any number of elements, ``step`` one; both continue where the last call ended, and together they
     give what the model gives for the whole sequence. A call that fails changes nothing.
+
+    Attributes:
+        state: what the native runtime keeps of the sequence.
     """
 
     def __init__(self, advance: Advance, state: NativeState) -> None:
-        self._advance, self._state = advance, state
+        self._advance, self.state = advance, state
 
     def prefill(self, **inputs: Any) -> dict[str, Any]:
         """Run the next piece of the sequence; inputs and results are those of ``Model.run``, without the states."""
@@ -39,11 +42,11 @@ class Session:
             InputError: an input that does not fit, or an entry without states.
             RunError: other dims than those of the calls before; ``reset`` starts a new sequence.
         """
-        return self._advance(entry, self._state, inputs)
+        return self._advance(entry, self.state, inputs)
 
     def reset(self) -> None:
         """Start a new sequence."""
-        self._state.reset()
+        self.state.reset()
 
     def rewind(self, calls: int = 1) -> None:
         """Undo the last calls. Takes no time; ``Model.session(history=...)`` says how many are kept.
@@ -51,11 +54,11 @@ class Session:
         Raises:
             RunError: fewer are kept.
         """
-        self._state.rewind(calls)
+        self.state.rewind(calls)
 
     def fork(self) -> Session:
         """Another session that continues from here. One copy of the state; the history stays here."""
-        return Session(self._advance, self._state.fork())
+        return Session(self._advance, self.state.fork())
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to a file, complete or not at all.
@@ -66,7 +69,7 @@ class Session:
         place = Path(path)
         try:
             with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}.", delete=False) as file:
-                file.write(self._state.save())
+                file.write(self.state.save())
             os.replace(file.name, place)
         except OSError as error:
             raise StateError(f"cannot write the state to '{place}': {error.strerror}") from None
@@ -82,11 +85,11 @@ class Session:
         except OSError as error:
             raise StateError(f"cannot read the state '{path}': {error.strerror}") from None
         try:
-            self._state.load(data)
+            self.state.load(data)
         except RunError as error:
             raise StateError(f"'{path}' cannot be continued: {error}") from None
 
     @property
     def memory_bytes(self) -> int:
         """What the state and its history have reserved."""
-        return self._state.memory_bytes
+        return self.state.memory_bytes

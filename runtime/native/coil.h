@@ -57,6 +57,7 @@ typedef struct coil_tensor {
 typedef struct coil_link {
     int32_t input, output; /* what the output gives, the input takes in the next call */
     int32_t kept;          /* it only grows: both are the same memory, and what is there stays */
+    int32_t rows;          /* 1: a row per sequence; 0: the same for all sequences of a call; -1: neither */
 } coil_link;
 
 typedef struct coil_entry {
@@ -151,6 +152,12 @@ COIL_API void coil_state_close(coil_state *state);
  * Also COIL_ARGUMENT when the entry is bound to other dims of states. */
 COIL_API int coil_session_advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
                                   void *const *outputs);
+
+/* coil_session_advance for several states at once: `inputs` and `outputs` have the rows of the first state, then those of
+ * the second, and so on. Each state has run before; what is not per row (a position) must be equal. The states are copied
+ * into `batch`, any state that is not one of them, and back; for each it counts as a call. Also COIL_MEMORY. */
+COIL_API int coil_session_advance_all(coil_session *session, int32_t entry, coil_state *const *states, int32_t count,
+                                      coil_state *batch, const void *const *inputs, void *const *outputs);
 
 /* Back to the start of a sequence. */
 COIL_API int coil_state_reset(coil_state *state);

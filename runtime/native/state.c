@@ -210,6 +210,13 @@ static int check_room(const coil_session *session, int32_t entry, const coil_sta
                      (long long)at, (long long)elements, (long long)capacity);
 }
 
+/* The current slot is the one just written. */
+static void next_call(coil_state *state) {
+    state->now = (state->now + 1) % state->slots;
+    state->undo += state->undo < state->slots - 1;
+    state->calls++;
+}
+
 static int advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
                    void *const *outputs) {
     int code = fit(session, entry, state);
@@ -218,8 +225,7 @@ static int advance(coil_session *session, int32_t entry, coil_state *state, cons
     place(state, &coil_plan.description.entries[entry], inputs, outputs);
     if (state->undo == state->slots - 1) state->undo--; /* the oldest one is written over, even by a run that fails */
     if ((code = coil_session_run(session, entry, state->inputs, state->outputs))) return code;
-    state->now = (state->now + 1) % state->slots;
-    state->undo++, state->calls++;
+    next_call(state);
     return COIL_OK;
 }
 
@@ -231,6 +237,81 @@ int coil_session_advance(coil_session *session, int32_t entry, coil_state *state
     if (atomic_exchange(&state->busy, true)) return coil_fail(COIL_BUSY, "another thread is using the state");
     int code = advance(session, entry, state, inputs, outputs);
     atomic_store(&state->busy, false);
+    return code;
+}
+
+/* Several sequences at once. */
+
+static const coil_link *link_of(int32_t entry, int32_t index) {
+    return &coil_plan.description.entries[entry].states[index];
+}
+
+/* Whether state `index` of the whole can be put together from that of the parts, and taken apart again. */
+static int check_parts(int32_t entry, coil_state *const *parts, int32_t count, const coil_state *whole, int32_t index) {
+    const char *name = coil_plan.description.entries[entry].inputs[link_of(entry, index)->input].name;
+    int32_t rows = link_of(entry, index)->rows;
+    size_t sum = 0;
+    if (rows < 0) return coil_fail(COIL_ARGUMENT, "state '%s' has no row per sequence: run the sequences one by one", name);
+    for (int32_t i = 0; i < count; i++) sum += rows ? parts[i]->sizes[index] : parts[0]->sizes[index];
+    if (rows ? sum != whole->wanted[index] : parts[0]->sizes[index] != whole->wanted[index])
+        return coil_fail(COIL_ARGUMENT, "entry '%s' is bound to other dims than the states have together",
+                         coil_plan.description.entries[entry].name);
+    for (int32_t i = 1; i < count && !rows; i++)
+        if (memcmp(place_of(parts[0], index, parts[0]->now), place_of(parts[i], index, parts[i]->now),
+                   parts[0]->sizes[index]))
+            return coil_fail(COIL_ARGUMENT, "the sequences differ in '%s', which is one for all rows: run them one by one",
+                             name);
+    return COIL_OK;
+}
+
+/* From the parts into the whole, or back. */
+static void copy_rows(int32_t entry, coil_state *const *parts, int32_t count, coil_state *whole, bool back) {
+    for (int32_t index = 0; index < state_count(); index++) {
+        unsigned char *row = place_of(whole, index, whole->now);
+        for (int32_t i = 0; i < count; i++) {
+            size_t bytes = parts[i]->sizes[index];
+            unsigned char *part = place_of(parts[i], index, parts[i]->now);
+            if (back || i == 0 || link_of(entry, index)->rows) memcpy(back ? part : row, back ? row : part, bytes);
+            if (link_of(entry, index)->rows) row += bytes;
+        }
+    }
+}
+
+static int join(const coil_session *session, int32_t entry, coil_state *const *parts, int32_t count, coil_state *whole) {
+    int code = measure(session, entry, whole);
+    for (int32_t index = 0; index < state_count() && !code; index++)
+        code = check_parts(entry, parts, count, whole, index);
+    if (!code && memcmp(whole->wanted, whole->sizes, (size_t)state_count() * sizeof *whole->sizes))
+        code = resize(whole, whole->wanted);
+    if (!code) copy_rows(entry, parts, count, whole, false);
+    return code;
+}
+
+static int advance_all(coil_session *session, int32_t entry, coil_state *const *states, int32_t count,
+                       coil_state *batch, const void *const *inputs, void *const *outputs) {
+    for (int32_t i = 0; i < count; i++)
+        if (!states[i]->calls) return coil_fail(COIL_ARGUMENT, "state %d is at the start of its sequence: run it alone first", i);
+    int code = join(session, entry, states, count, batch);
+    if (!code) code = advance(session, entry, batch, inputs, outputs);
+    if (code) return code;
+    for (int32_t i = 0; i < count; i++) next_call(states[i]);
+    copy_rows(entry, states, count, batch, true);
+    return COIL_OK;
+}
+
+int coil_session_advance_all(coil_session *session, int32_t entry, coil_state *const *states, int32_t count,
+                             coil_state *batch, const void *const *inputs, void *const *outputs) {
+    if (!session || !states || !batch || count < 1)
+        return coil_fail(COIL_ARGUMENT, "coil_session_advance_all needs a session, states and a batch");
+    if (entry < 0 || entry >= coil_plan.description.entry_count || !coil_plan.description.entries[entry].state_count)
+        return coil_fail(COIL_ARGUMENT, "entry %d does not exist or has no states", entry);
+    if (atomic_exchange(&batch->busy, true)) return coil_fail(COIL_BUSY, "another thread is using the state");
+    int32_t taken = 0;
+    while (taken < count && states[taken] && !atomic_exchange(&states[taken]->busy, true)) taken++;
+    int code = taken == count ? advance_all(session, entry, states, count, batch, inputs, outputs)
+                              : coil_fail(COIL_BUSY, "state %d is NULL, in use, or given twice", taken);
+    while (taken > 0) atomic_store(&states[--taken]->busy, false);
+    atomic_store(&batch->busy, false);
     return code;
 }
 

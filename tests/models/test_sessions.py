@@ -63,6 +63,27 @@ def test_steps_that_are_undone_forked_and_saved(compiled: tuple) -> None:
     check(found, logits)
 
 
+def test_several_sessions_step_as_one(compiled: tuple) -> None:
+    model, ids, logits, _ = compiled
+    both = [model.session(), model.session(history=2)]
+    for row, session in enumerate(both):
+        session.prefill(input_ids=ids[row : row + 1, :20])
+    found = [model.step_all(both, input_ids=ids[:, t : t + 1])["logits"] for t in range(20, 30)]
+    check(found, logits[:, 20:30])
+    with pytest.raises(RunError, match="bound to other dims than the states have together"):
+        model.step_all(both, input_ids=ids[:1, :1])
+    both[1].rewind(2)
+    alone = [both[1].step(input_ids=ids[1:, t : t + 1])["logits"] for t in range(28, LENGTH)]
+    check(alone, logits[1:, 28:])
+    with pytest.raises(RunError, match="state 2 is NULL, in use, or given twice"):
+        model.step_all([*both, both[0]], input_ids=np.concatenate([ids, ids])[:3, :1])
+    with pytest.raises(RunError, match="state 0 is at the start of its sequence"):
+        model.step_all([model.session()], input_ids=ids[:1, :1])
+    if any(state["name"] == "position" for state in model.describe()["states"]):
+        with pytest.raises(RunError, match="the sequences differ in 'position'"):
+            model.step_all(both, input_ids=ids[:, :1])
+
+
 def test_a_full_context_is_refused_and_leaves_the_session_as_it_was(compiled: tuple) -> None:
     model, ids, _, _ = compiled
     if not any(state["kept"] for state in model.describe()["states"]):

@@ -97,7 +97,7 @@ def test_only_the_api_is_exported(artifact: Path) -> None:
     )
     names = {line.split()[-1] for line in listing.stdout.splitlines()}
     assert names == {
-        "coil_abi_version", "coil_close", "coil_describe", "coil_error_message", "coil_open", "coil_session_advance",
+        "coil_abi_version", "coil_close", "coil_describe", "coil_error_message", "coil_open", "coil_session_advance", "coil_session_advance_all",
         "coil_session_bind", "coil_session_bind_shapes", "coil_session_close", "coil_session_dims",
         "coil_session_memory", "coil_session_open", "coil_session_run", "coil_session_trace", "coil_state_close",
         "coil_state_fork", "coil_state_load", "coil_state_memory", "coil_state_open", "coil_state_reset",

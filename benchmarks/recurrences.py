@@ -269,6 +269,34 @@ def chunked_attention(q, k, v, decay, chunk=64):  # type: ignore[no-untyped-def]
     return (out + carried).reshape(batch, length, heads, size), state
 
 
+def gated_delta_rule() -> None:
+    """Gated DeltaNet; eager is the loop over tokens."""
+    length, heads, size = 512, 8, 128
+    text = f"""def main(
+    q: f32[B, L, {heads}, {size}], k: f32[B, L, {heads}, {size}], v: f32[B, L, {heads}, {size}],
+    decay: f32[B, L, {heads}], beta: f32[B, L, {heads}], *, B: dim[1:], L: dim[1:]
+):
+    o, s = gated_delta_rule(q, k, v, decay, beta, optional=(), scale=1.0)
+    return {{"o": o, "s": s}}
+"""
+
+    def eager(q, k, v, decay, beta):  # type: ignore[no-untyped-def]
+        state, outputs = torch.zeros(1, heads, size, size), []
+        for t in range(length):
+            key = k[:, t, :, :, None]
+            state = state * decay[:, t].exp()[..., None, None]
+            error = v[:, t] - (state * key).sum(-2)
+            state = state + key * (beta[:, t, :, None] * error)[:, :, None]
+            outputs.append((state * q[:, t, :, :, None]).sum(-2))
+        return torch.stack(outputs, 1), state
+
+    q, k, v = (random(1, length, heads, size) for _ in range(3))
+    k /= np.linalg.norm(k, axis=-1, keepdims=True)
+    rates = [-np.abs(random(1, length, heads)), 1 / (1 + np.exp(-random(1, length, heads)))]
+    found = candidates(text, [q, k, v, *rates], "gated_delta_rule", eager, compiled=False)
+    report(f"gated delta rule L={length} H={heads} P=N={size}", found, 7 * length * heads * size**2, "GFLOP/s", 3)
+
+
 class Cells(torch.nn.Module):
     """A recurrent network as its user writes it, so that coilc finds the loop."""
 
@@ -328,7 +356,7 @@ def gru() -> None:
     recurrent_network("gru")
 
 
-BENCHMARKS = (selective_scan, causal_conv1d, linear_scan, gated_linear_attention, lstm, gru)
+BENCHMARKS = (selective_scan, causal_conv1d, linear_scan, gated_linear_attention, gated_delta_rule, lstm, gru)
 
 if __name__ == "__main__":
     for benchmark in BENCHMARKS:

@@ -117,6 +117,8 @@ def _why_not(node: Node, algorithm: str) -> str:
         return f"it has no {algorithm} form"
     if any(v.type.dtype.is_complex for v in node.inputs):
         return "its numbers are complex"
+    if "bonus" in node.attrs.get("optional", ()):
+        return "its outputs read the state before the update"
     return ONE_STEP if _length(node) == 1 else ""
 
 

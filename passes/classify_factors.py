@@ -108,8 +108,10 @@ def _of_reshape(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...] | No
 def _of_slice(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...]:
     """Slice every factor on the axes that it has."""
     (x,) = value.node.inputs
+    used = min((axis for axis in axes if axis is not None), default=0)  # slices of slices have numbers below 0 already
     ids = tuple(
-        -1 - i if axis is None and n != 1 else axis for i, (axis, n) in enumerate(zip(axes, x.dims, strict=True))
+        min(used, 0) - 1 - i if axis is None and n != 1 else axis
+        for i, (axis, n) in enumerate(zip(axes, x.dims, strict=True))
     )
     bounds = {
         axis: tuple(value.node.attrs[name][i] for name in ("starts", "stops", "steps")) for i, axis in enumerate(ids)

@@ -85,9 +85,33 @@ class Emission:
             query=state(query),
             contracted=frozenset(renamed[axis] for axis in summed),
         )
-        out, _, groups, _ = _named(parts)
+        if not summed:
+            return self._by_states(decay, update, query, summed)
+        try:
+            out, _, groups, _ = _named(parts)
+        except NotExact:
+            if any(f.support - {TIME} >= {a for a in held if self.extent[a] != 1} for f in update):
+                return self._by_states(decay, update, query, summed)
+            raise
         (y,) = split_axes(out, groups, parts.extent)
         return Factor(y.value, tuple(a if not a else held[a - 1] for a in y.axes))
+
+    def _by_states(
+        self, decay: Sequence[Factor], update: Sequence[Factor], query: Sequence[Factor], summed: frozenset[int]
+    ) -> Factor:
+        """A state that is no larger than what is added to it: all states at once, then what is read from them."""
+        axes = (TIME, *sorted(support((*decay, *update, *query)) - {TIME}))
+        groups, dims_ = [(axis,) for axis in axes], tuple(self.extent[axis] for axis in axes)
+        inflow = product(update, groups, self.extent, like=self.root)
+        if decay:
+            start = ops.broadcast(literal(0.0, self.root.type.dtype), dims=dims_[1:])
+            factors = product(decay, groups, self.extent, like=self.root)
+            states = ops.linear_scan(factors, inflow, start, axis=0, reverse=False)[0]
+        else:
+            states = ops.cumsum(inflow, axis=0, reverse=False)
+        read = product([*query, _without_units(Factor(states, axes))], groups, self.extent, like=self.root)
+        y = ops.sum(read, axes=tuple(axes.index(a) for a in sorted(summed)), keepdims=False) if summed else read
+        return _without_units(Factor(y, tuple(axis for axis in axes if axis not in summed)))
 
     # --- elements to tensors and back -------------------------------------------------------------------------------
 

@@ -119,7 +119,10 @@ def _recurrence(
     if any(not always(g, space, limits) for term in rest for g in term.guards):
         raise NotExact("what is added to the sum is masked")
     summed, now = _one_sum(terms, space, limits, rank)
-    return Emission(space, root, index, now).result(summed, rest)
+    result = Emission(space, root, index, now).result(summed, rest)
+    if result == root:
+        raise NotExact("it runs over time as it is")
+    return result
 
 
 def _resolved(terms: Sequence[Term], space: Space) -> list[Term]:

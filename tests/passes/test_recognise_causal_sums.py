@@ -185,6 +185,44 @@ def test_loop_over_chunks_is_attention(length: int) -> None:
     assert_attention(recognised(imported(form, length)), form, length)
 
 
+# --- other recurrences -----------------------------------------------------------------------------------------------
+
+
+def selective(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    """Mamba's recurrence as running sums: v[:, :, 0, 0] is B, k is A, g the channels' step."""
+    exponent = torch.einsum("bld,dn->bldn", -g, -k[0, 0].abs()).cumsum(1)
+    inflow = torch.einsum("bld,bln,bld->bldn", -g, q[:, :, 0], g)
+    return torch.einsum("bldn,bln->bld", (inflow * torch.exp(-exponent)).cumsum(1) * exponent.exp(), q[:, :, 1])
+
+
+def average(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    return torch.einsum("bhij,bjh->bih", decay_mask(g), v[..., 0])
+
+
+def normaliser(q: Tensor, k: Tensor, v: Tensor, g: Tensor) -> Tensor:
+    return torch.einsum("bihn,bjhn->bhij", q, k).tril().sum(-1)
+
+
+@pytest.mark.parametrize(
+    ("form", "op"),
+    [(selective, "selective_scan"), (average, "linear_scan"), (normaliser, "cumsum")],
+    ids=lambda x: getattr(x, "__name__", x),
+)
+def test_written_form_is_another_recurrence(form: Form, op: str) -> None:
+    module = recognised(imported(form, 6))
+    names = [node.op.name for node in module.entries["main"].nodes]
+    assert names.count(op) == 1, names
+    assert not any(6 in v.dims[i + 1 :] for n in module.entries["main"].nodes for v in n.results
+                   for i, d in enumerate(v.dims) if d == 6)  # fmt: skip
+    given_ = operands(6)
+    expected = form(*(x.double() for x in given_)).numpy()
+    feed = dict(zip("qkvg", (x.numpy() for x in given_), strict=True))
+    entry = module.entries["main"]
+    used = {v.node.attrs["name"]: feed[v.node.attrs["name"]] for v in entry.inputs}
+    (found,) = interpret(module, used).values()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 # --- near misses -----------------------------------------------------------------------------------------------------
 
 

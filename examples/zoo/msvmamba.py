@@ -18,7 +18,7 @@ from torch import Tensor, nn
 HOLDS = {"linear_scan": 2}  # one state per channel: nothing is contracted
 CAUSAL = False
 LENGTHS: tuple[int, ...] = ()
-TOKENS = 48
+TOKENS = 24
 
 
 class Scan(nn.Module):
@@ -92,7 +92,7 @@ class MSVMamba(nn.Module):
 
 
 def build() -> tuple[nn.Module, tuple[Tensor, ...], dict[str, object], dict[str, object]]:
-    """A small seeded model and an example image: a grid of 8 x 6 tokens."""
+    """A small seeded model and an example image: a grid of 6 x 4 tokens."""
     torch.manual_seed(0)
     model = MSVMamba(width=16, depth=1, classes=10).eval()
-    return model, (torch.randn(2, 3, 32, 24),), {}, {"image": {0: "B"}}
+    return model, (torch.randn(2, 3, 24, 16),), {}, {"image": {0: "B"}}

@@ -125,6 +125,8 @@ def _reroll_in_order(
     template, steps, broken = longest(templates, outputs)
     if broken and len(outputs) - len(steps) > 1:
         record_refusal("reroll_scans", broken.node, f"{broken.reason}; only the steps after it become a scan")
+    if not template.sequences:
+        raise Mismatch(concat, "its steps read nothing that differs from step to step")
     finals, (stacked,) = _loop(template, steps, _escapes(surroundings, concat, template), [template.root])
     axis = concat.attrs["axis"]
     whole = _unstack(ops.flip(stacked, axes=(0,)) if backwards else stacked, axis)

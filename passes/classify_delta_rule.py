@@ -86,9 +86,9 @@ def _update_of(loop: Loop) -> _Update:
         raise NotAffine(after.node, "what is removed is not the outer product of a vector with what was read")
     number, write = _numbers(over_time(step.scale))
     factor, erase = _numbers(erase)
-    along = lambda factors: tuple(f for f in factors if f.support & contracted)
     rate = tuple(f for f in (*erase, *write) if not f.support & contracted)
-    return _Update(parts, along(erase), along(write), rate, -number * factor)
+    along = [tuple(f for f in factors if f.support & contracted) for factors in (erase, write)]
+    return _Update(parts, along[0], along[1], rate, -number * factor)
 
 
 def _held(loop: Loop) -> Value:

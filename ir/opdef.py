@@ -30,7 +30,8 @@ STRUCTURAL = "structural"  # input, weight, constant, fused: handled by name in 
 class Example:
     """Operands for the generated tests: types in IR text, attributes, and the range that values are drawn from.
 
-    ``low``/``high`` bound random floats and integers of every operand; ``ranges`` overrides them per operand index.
+    ``low``/``high`` bound random floats and integers of every operand; ``ranges`` overrides them per operand index, and
+    ``values`` gives operands that cannot be drawn at random.
     """
 
     types: tuple[str, ...]
@@ -38,6 +39,7 @@ class Example:
     low: float = -2.0
     high: float = 2.0
     ranges: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    values: Mapping[int, tuple[Any, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

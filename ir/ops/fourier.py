@@ -367,8 +367,10 @@ def _examples(dtype: str) -> tuple[Example, ...]:
 
 
 def _dft_example(outer: int, given: int, n: int, inner: int, parts: int) -> Example:
-    table = f"f32[2, {n}]"
-    return Example((f"f32[{outer}, {given}, {n}, {inner}]", table, table, table), {"parts": parts}, -0.5, 0.5)
+    table, angles = f"f32[2, {n}]", 2 * np.pi * np.arange(n) / n
+    roots = (tuple(np.cos(angles).tolist()), tuple(np.sin(angles).tolist()))
+    types = (f"f32[{outer}, {given}, {n}, {inner}]", table, table, table)
+    return Example(types, {"parts": parts}, -0.5, 0.5, values={1: roots})
 
 
 dft = OpDef(

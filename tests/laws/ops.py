@@ -41,6 +41,9 @@ def draw(example: Example, seed: int = 0) -> list[np.ndarray]:
     generator = np.random.default_rng(seed)
     arrays = []
     for position, text in enumerate(example.types):
+        if position in example.values:
+            arrays.append(np.array(example.values[position], parse_type(text).dtype.numpy))
+            continue
         low, high = example.ranges.get(position, (example.low, example.high))
         arrays.append(_random(generator, parse_type(text), low, high))
     return arrays

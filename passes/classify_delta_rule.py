@@ -69,7 +69,7 @@ class _Update:
 
 def _update_of(loop: Loop) -> _Update:
     carry, held = loop.body_carries[0], _held(loop)
-    removal = ops.input_(name="held", type=held.type)
+    removal = ops.input_(name=next(loop.fresh_names("held")), type=held.type)
     body = replace_values(loop.body, {held: removal})
     after, time = body.results[0], Parallel(loop)
     reading, keeping = AffineIn(time, carry), AffineIn(time, carry, zeros=(removal,))

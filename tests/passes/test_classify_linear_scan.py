@@ -118,6 +118,29 @@ def main(a0: f32[3], b0: f32[3], x: f32[6, 3]):
     same_numbers(before, after)
 
 
+def test_carries_that_leave_one_after_the_other_stay_apart() -> None:
+    """Each one that leaves brings sequences of its own into the body, where an equal name would be the same input."""
+    before = parse_graph("""
+def main(a0: f32[2, 3], b0: f32[2, 3], c0: f32[2, 3], x: f32[4, 2, 3], k: f32[4, 2, 3], w: f32[2, 3]):
+    def step(a: f32[2, 3], b: f32[2, 3], c: f32[2, 3], x: f32[2, 3], k: f32[2, 3], w: f32[2, 3]):
+        a1: f32[2, 3] = mul(w, a)
+        a2: f32[2, 3] = add(a1, x)
+        b1: f32[2, 3] = mul(w, b)
+        b2: f32[2, 3] = add(b1, k)
+        gate: f32[2, 3] = tanh(a2)
+        read: f32[2, 3] = tanh(b2)
+        c1: f32[2, 3] = mul(gate, c)
+        c2: f32[2, 3] = add(c1, read)
+        c3: f32[2, 3] = add(c2, x)
+        return {"a": a2, "b": b2, "c": c3}
+    a, b, c = scan(a0, b0, c0, x, k, w, body=step, carries=3, sequences=2, axis=0, reverse=False)
+    return {"c": c}
+""")
+    after = classified(before)
+    assert [node.op.name for node in after.nodes].count("linear_scan") == 3
+    same_numbers(before, after)
+
+
 def test_expanded_state_that_is_contracted_stays_a_loop() -> None:
     graph = parse_graph("""
 def main(h0: f32[3, 4], a: f32[3, 4], x: f32[6, 3], b: f32[4], c: f32[4]):

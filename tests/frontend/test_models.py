@@ -88,6 +88,9 @@ def test_programs_in_core_aten_import_as_they_are(name: str) -> None:
         assert relative_error(found[key], tensor.numpy()) <= TOLERANCE
 
 
+RECURRENCES = {"selective_scan", "gated_linear_attention", "gated_delta_rule"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.HYBRIDS)
 def test_hooks_reach_hybrid_models(name: str) -> None:
@@ -95,7 +98,7 @@ def test_hooks_reach_hybrid_models(name: str) -> None:
     module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)
     ops = {node.op.name for node in module.entries["main"].nodes}
     assert {"causal_conv1d", "attention"} <= ops
-    assert name == "lfm2" or ops & {"selective_scan", "gated_linear_attention"}
+    assert name == "lfm2" or ops & RECURRENCES
     for size in case.sizes:
         inputs = case.make_inputs(**size)
         found = interpret(module, {key: tensor.numpy() for key, tensor in inputs.items()})[case.output]

@@ -80,6 +80,8 @@ def _slice(
     length = call.dims[axis]
     if length == x.dims[axis] and step == 1:
         return x
+    if length == 0:
+        return slice_axis(x, axis, 0, 0)
     first = _from_front(call, start or 0, x.dims[axis])
     return slice_axis(x, axis, first, first + length if step == 1 else first + (length - 1) * step + 1, step)
 
@@ -298,6 +300,8 @@ def _slice_scatter(call: Call, x: Value, source: Value, dim: int = 0, start: Dim
     axis = axis_of(x, dim)
     source, first = cast(source, call.dtype), _from_front(call, start or 0, x.dims[axis])
     length = source.dims[axis]
+    if length == 0:
+        return x
     if step == 1:
         around = [slice_axis(x, axis, 0, first), source, slice_axis(x, axis, first + length, x.dims[axis])]
         return concat([part for part in around if part.dims[axis] != 0], axis)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from coilc.frontend.convert import to_numpy
 from coilc.frontend.torch_export import export
@@ -298,3 +300,22 @@ def test_row(name: str) -> None:
     operands = [sample(spec, seed) for seed, spec in enumerate(specs)]
     with torch.no_grad():
         check(export(Wrapped(function), tuple(operands)), function, operands)
+
+
+BOUNDS = st.none() | st.integers(-7, 7) | st.sampled_from([33, -33])
+
+
+@given(extent=st.integers(0, 5), start=BOUNDS, stop=BOUNDS, step=st.integers(1, 4))
+@example(extent=1, start=1, stop=33, step=3)
+@settings(max_examples=40)
+def test_slices_are_clamped_as_in_python(extent: int, start: int | None, stop: int | None, step: int) -> None:
+    places = slice(start, stop, step)
+
+    def read_and_write(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = x.clone()
+        y[:, places] = 7
+        return x[:, places] * 2, y
+
+    x = torch.arange(2.0 * extent).reshape(2, extent)
+    with torch.no_grad():
+        check(export(Wrapped(read_and_write), (x,)), read_and_write, [x])

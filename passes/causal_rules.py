@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from coilc.ir import DTYPES, Dim, Node, Value, dims, ops
 from coilc.ir.ops.wkv import WKV_STATES
 
@@ -349,19 +351,31 @@ def pool(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     return pointwise(line, node, operands)
 
 
-@rule("cumsum")
-def cumsum(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
-    """The sum so far is the state."""
+# How a running result continues another one, and what it is before the first element.
+RUNNING: Mapping[str, tuple[Callable[[Value, Value], Value], float]] = {
+    "cumsum": (ops.add, 0),
+    "cumprod": (ops.mul, 1),
+    "cummax": (ops.maximum, -np.inf),
+    "logcumsumexp": (ops.logaddexp, -np.inf),
+}
+
+
+@rule(*RUNNING)
+def running(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
+    """The result of all elements before the chunk is the state."""
     (x,), axis = operands, node.attrs["axis"]
     if x.axis != axis:
         return pointwise(line, node, operands)
-    if not x.plain or node.attrs["reverse"]:
-        raise Mixes("sums up from the end")
-    total = node.types[0].with_dims(replace_at(node.types[0].dims, axis, 1))
-    before = line.remember("sum", total, None, node.location)
-    value = ops.add(rebuilt(node, [x.value])[0], before)
+    if x.inner not in (1, None) or node.attrs["reverse"]:
+        raise Mixes("runs from the end")
+    combine, number = RUNNING[node.op.name]
+    type_ = node.types[0].with_dims(replace_at(node.types[0].dims, axis, 1))
+    if type_.dtype.is_integer:
+        number = max(number, int(np.iinfo(type_.dtype.numpy).min))
+    before = line.remember(node.op.name, type_, filled(type_, number), node.location)
+    value = combine(before, rebuilt(node, [x.value])[0])
     line.keep(before, ops.slice_axis(value, axis, line.length - 1, line.length))
-    return (Timed(value, axis),)
+    return (Timed(value, axis, 1, x.history, x.excess),)
 
 
 def recurrence(

@@ -165,10 +165,10 @@ class _Chain:
         return True
 
     def views(self, source: Value) -> Iterator[Dims]:
-        """The source's dims, as it is and as it is first reshaped, without those of extent 1."""
+        """The source's dims, as it is and as it is first reshaped, without those of extent 1; none for one element."""
         reshapes = (n for n in self.nodes if n.inputs == (source,) and n.op is ops.reshape)
         found = [source.dims, *(n.types[0].dims for n in reshapes)]
-        yield from dict.fromkeys(tuple(n for n in found if n != 1) for found in found)
+        yield from filter(None, dict.fromkeys(tuple(n for n in found if n != 1) for found in found))
 
     @cached_property
     def symbols(self) -> list[str]:

@@ -92,7 +92,9 @@ RECURRENCES = {"selective_scan", "gated_linear_attention", "gated_delta_rule"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", zoo.HYBRIDS)
+@pytest.mark.parametrize(
+    "name", [name for name, build in zoo.HYBRIDS.items() if name != "recurrent_gemma"]
+)  # a Python loop
 def test_hooks_reach_hybrid_models(name: str) -> None:
     case = zoo.HYBRIDS[name]()
     module = export(case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class Case:
         make_inputs: symbol values to keyword arguments; symbols left out take a small default.
         sizes: symbol values worth testing, from one artifact.
         output: the name of the output to look at first.
+        lengths: for ``coilc.export``, where the model has a Python loop over time.
     """
 
     module: nn.Module
@@ -30,6 +31,7 @@ class Case:
     sizes: tuple[Mapping[str, int], ...]
     output: str
     args: tuple[Any, ...] = field(default=())
+    lengths: tuple[int, int] | None = None
 
     @property
     def kwargs(self) -> Inputs:
@@ -211,7 +213,7 @@ MODELS: Mapping[str, Callable[[], Case]] = {
 }
 
 
-def _hybrid(config: str, model: str, **sizes: Any) -> Callable[[], Case]:
+def _hybrid(config: str, model: str, *, lengths: tuple[int, int] | None = None, **sizes: Any) -> Callable[[], Case]:
     def build() -> Case:
         import transformers
 
@@ -220,9 +222,8 @@ def _hybrid(config: str, model: str, **sizes: Any) -> Callable[[], Case]:
             "vocab_size": _TOKENS, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
             "num_key_value_heads": 2, "num_hidden_layers": 2, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1,
         }  # fmt: skip
-        return _sequence_model(
-            getattr(transformers, model)(getattr(transformers, config)(**{**common, **sizes})), "logits"
-        )
+        module = getattr(transformers, model)(getattr(transformers, config)(**{**common, **sizes}))
+        return replace(_sequence_model(module, "logits"), lengths=lengths)
 
     return build
 
@@ -266,6 +267,10 @@ HYBRIDS: Mapping[str, Callable[[], Case]] = {
         "KimiLinearConfig", "KimiLinearForCausalLM", num_key_value_heads=4, kv_lora_rank=16, q_lora_rank=None,
         qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, linear_num_heads=4, linear_head_dim=8,
         layer_types=["linear_attention", "full_attention"], mlp_layer_types=["dense", "dense"],
+    ),
+    "recurrent_gemma": _hybrid(
+        "RecurrentGemmaConfig", "RecurrentGemmaForCausalLM", lengths=(7, 11), num_hidden_layers=3, lru_width=32, head_dim=8,
+        attention_window_size=5, block_types=["recurrent", "recurrent", "attention"],
     ),
     "lfm2": _hybrid("Lfm2Config", "Lfm2ForCausalLM", layer_types=["conv", "full_attention"]),
 }  # fmt: skip

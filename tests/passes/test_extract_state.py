@@ -53,6 +53,17 @@ CAUSAL = {
         v1: f32[B, L, 4] = iota(dims=(B, L, 4), axis=1, dtype=f32)
         v2: f32[B, L, 4] = mul(v0, v1)
         return {"y": v2}""",
+    "running products and maxima": """
+        v0: f32[B, L, 4] = sigmoid(x)
+        v1: f32[B, L, 4] = cumprod(v0, axis=1, reverse=False)
+        v2: f32[B, L, 4] = cummax(x, axis=1, reverse=False)
+        v3: f32[B, L, 4] = add(v1, v2)
+        return {"y": v3}""",
+    "running log-sum-exp from a first term": """
+        v0: f32[B, L + 1, 4] = pad(x, low=(0, 1, 0), high=(0, 0, 0), value=0.5)
+        v1: f32[B, L + 1, 4] = logcumsumexp(v0, axis=1, reverse=False)
+        v2: f32[B, L, 4] = slice(v1, starts=(0, 1, 0), stops=(B, L + 1, 4), steps=(1, 1, 1))
+        return {"y": v2}""",
     "loop from ones": """
         c: f32[()] = constant(value=array(f32, 1.0))
         h: f32[B, 4] = broadcast(c, dims=(B, 4))

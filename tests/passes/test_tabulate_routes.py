@@ -178,6 +178,12 @@ def test_a_cross_scan_leaves_no_copies(preserves: Check) -> None:
 # --- random routes ---------------------------------------------------------------------------------------------------
 
 
+def test_a_single_element_has_no_order() -> None:
+    x = ops.input_(name="x", type=TensorType(DTYPES["f32"], (1, 1)))
+    graph = Graph("main", (x,), (("y", ops.concat(x, ops.flip(x, axes=(1,)), axis=1)),))
+    assert tabulate_routes(Module({"main": graph})).entries["main"].outputs[0][1].dims == (1, 2)
+
+
 @st.composite
 def moved(draw: st.DrawFn, x: Value) -> Value:
     """Some tokens of ``x`` [B, *grid, C] as a sequence [B, T, C]: flips, transposes, strides, tables."""

@@ -7,6 +7,8 @@ A model is a file with ``build()``, which the command line takes as well, and wh
 ``LENGTHS``  extents to try besides the example's: of ``L``, or by name where there are several
 ``EXPORT``   optional: further arguments of ``coilc.export``
 ``TOKENS``   where the length is fixed: how many tokens there are
+
+A causal model of any length also runs piece by piece, with the same results.
 """
 
 from __future__ import annotations
@@ -29,13 +31,20 @@ from zoo.checks import held, materialised, unrolled
 import coilc
 from coilc.codegen.target import parse_target
 from coilc.comparison.eager import tensors_in, to_numpy
-from coilc.comparison.metrics import difference, tolerance_for
+from coilc.comparison.metrics import TOLERANCE, difference, tolerance_for
 from coilc.frontend.dynamic_shapes import Arguments, parse_dynamic
-from coilc.ir import dims
+from coilc.ir import dims, interpret
 from coilc.passes import run_pipeline
+from coilc.passes.extract_state import extract_state
+from coilc.runtime.model import Model
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "zoo"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+LENGTH = 37  # of a sequence that comes in pieces
+ENTRIES = ("main", "prefill", "step")
+
+# Causal, but of one length: parameters or a convolution kernel as long as the sequence, or a reshape into chunks.
+FROZEN = {"dss", "gla", "mamba2", "s4", "spacetime"}
 
 
 @dataclass
@@ -55,8 +64,14 @@ class Case:
         run_pipeline(self.program, parse_target("native").claims, observe=self.stages.__setitem__)
 
     @cached_property
-    def compiled(self) -> coilc.Session:
-        return coilc.load(coilc.compile(self.program, self.folder / "model.coil"), threads=1)
+    def compiled(self) -> Model:
+        entries = ENTRIES if self.by_pieces else None
+        return coilc.load(coilc.compile(self.program, self.folder / "model.coil", entries=entries), threads=1)
+
+    @property
+    def by_pieces(self) -> bool:
+        """Whether a sequence may come in pieces."""
+        return self.file.CAUSAL and "L" in self.dynamic.ranges
 
     @property
     def lengths(self) -> list[str | int]:
@@ -130,3 +145,45 @@ def test_it_equals_eager_at_every_size(case: Case) -> None:
                 error = difference(actual, exact).relative_error
                 allowed = max(allowed, difference(wanted, exact).relative_error)
             assert error <= allowed, f"'{name}' at {size or 'the example'} is off by {error:.1e}"
+
+
+@pytest.fixture(scope="module")
+def sequence(case: Case) -> dict[str, np.ndarray]:
+    """Inputs of a model that runs piece by piece."""
+    if not case.by_pieces:
+        assert case.file.__name__ in FROZEN or not case.file.CAUSAL
+        pytest.skip("all at once")
+    return {name: x.numpy() for name, x in case.inputs({"B": 2, "L": LENGTH}).items()}
+
+
+def piece(inputs: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    return {name: x[:, start:stop] for name, x in inputs.items()}
+
+
+def off(parts: list[dict[str, np.ndarray]], whole: dict[str, np.ndarray]) -> float:
+    """The largest relative error of the pieces' outputs; of one without a time axis the last counts."""
+    joined = {k: np.concatenate([p[k] for p in parts], 1)[:, -x.shape[1] :] for k, x in whole.items()}
+    return max(difference(joined[name], expected).relative_error for name, expected in whole.items())
+
+
+def test_any_split_is_the_whole(case: Case, sequence: dict[str, np.ndarray]) -> None:
+    derived = extract_state(case.stages["recognise"], ENTRIES)
+    whole, graph = interpret(derived, sequence, wide=True), derived.entries["prefill"]
+    types = {v.node.attrs["name"]: v.type.substitute({"B": 2}) for v in graph.inputs}
+    start = {name: np.zeros(types[name].dims, types[name].dtype.numpy) for name, _ in graph.states}
+    for cut in range(1, LENGTH):
+        state, parts = start, []
+        for begin, end in ((0, cut), (cut, LENGTH)):
+            parts.append(interpret(derived, piece(sequence, begin, end) | state, "prefill", wide=True))
+            state = {before: parts[-1].pop(after) for before, after in graph.states}
+        assert off(parts, whole) <= 1e-10
+
+
+def test_a_session_is_the_whole(case: Case, sequence: dict[str, np.ndarray]) -> None:
+    whole = case.compiled(**sequence)
+    for cut in (1, 17, LENGTH - 1):
+        session = case.compiled.session()
+        parts = [session.prefill(**piece(sequence, *ends)) for ends in ((0, cut), (cut, LENGTH))]
+        assert off(parts, whole) <= TOLERANCE["float32"]
+    session = case.compiled.session()
+    assert off([session.step(**piece(sequence, t, t + 1)) for t in range(LENGTH)], whole) <= TOLERANCE["float32"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 
@@ -67,6 +68,19 @@ def awkward(op: OpDef, example: Example) -> list[np.ndarray] | None:
     grid = np.meshgrid(*[np.array(AWKWARD)] * len(types), indexing="ij")
     with np.errstate(all="ignore"):
         return [g.ravel().astype(t.numpy) for g, t in zip(grid, types, strict=True)]
+
+
+def edges(op: OpDef, example: Example) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """Named operands at the edge of what the formula of a composite survives: nothing at all, and states that are forgotten."""
+    yield "zeros", [np.zeros_like(array) for array in draw(example)]
+    operands = list(signature(op.infer).parameters)
+    exponent = "a" if op is ops.selective_scan else "log_decay"
+    if exponent in operands:
+        place = operands.index(exponent)
+        for edge, chance in (("forget all", 1.0), ("forget some", 0.3)):
+            arrays = draw(example)
+            arrays[place][np.random.default_rng(1).random(arrays[place].shape) < chance] = -np.inf
+            yield edge, arrays
 
 
 def graph_of(

@@ -1,4 +1,4 @@
-"""Every core op has a kernel on the CPU, and it computes what the op's reference says."""
+"""Every core op and every composite that the CPU claims has a kernel, and it computes what the op's reference says."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from coilc.codegen.target import TARGETS, parse_target
 from coilc.ir import OPS, CoilError, Graph, Module, interpret, type_of
 from coilc.ir.opdef import STRUCTURAL
 
-from .ops import Case, awkward, cases, draw, graph_of, name
+from .ops import Case, awkward, cases, draw, edges, graph_of, name
 
 # One tolerance per element type: relative to the largest magnitude of the result, and to each element.
 TOLERANCE = {"f64": 1e-12, "f32": 4e-6, "f16": 2e-3, "bf16": 2e-2}
 
 
+CLAIMS = parse_target("native").claims
+
+
 def is_lowered(case: Case) -> bool:
     """Complex numbers are split into pairs, and structure is resolved, before code generation."""
     op, _ = case
-    return op.is_core and STRUCTURAL not in op.traits and not any(t.startswith("c") for t in _all_types(case))
+    has_kernel = op.is_core or op.name in CLAIMS
+    return has_kernel and STRUCTURAL not in op.traits and not any(t.startswith("c") for t in _all_types(case))
 
 
 def _all_types(case: Case) -> list[str]:
@@ -35,6 +39,7 @@ def _all_types(case: Case) -> list[str]:
 
 CASES = [case for case in cases() if is_lowered(case)]
 AWKWARD = [case for case in CASES if awkward(*case)]
+EDGES = [(case, edge, arrays) for case in CASES if case[0].name in CLAIMS for edge, arrays in edges(*case)]
 
 
 def body_of(case: Case, arrays: list[np.ndarray]) -> Graph:
@@ -44,7 +49,7 @@ def body_of(case: Case, arrays: list[np.ndarray]) -> Graph:
 @cache
 def kernels() -> Kernels:
     """All cases in one object; what cannot be lowered is left for its own test to report."""
-    bodies: dict[str, Graph] = {}
+    bodies: dict[str, Graph] = {f"edge{i}": body_of(case, arrays) for i, (case, _, arrays) in enumerate(EDGES)}
     for i, case in enumerate(CASES):
         bodies[f"draw{i}"] = body_of(case, draw(case[1]))
         values = awkward(*case)
@@ -66,7 +71,8 @@ def check(kernel: str, case: Case, arrays: list[np.ndarray]) -> None:
     if kernel not in kernels().bodies:
         lower_body(body, kernel, parse_target("native"))  # raises
     inputs = {f"x{i}": a for i, a in enumerate(arrays)}
-    expected = list(interpret(Module({"main": body}), inputs).values())
+    with np.errstate(invalid="ignore"):
+        expected = list(interpret(Module({"main": body}), inputs).values())
     for actual, wanted, value in zip(kernels().run(kernel, *arrays), expected, body.results, strict=True):
         agree(actual, wanted, value.type.dtype.name)
 
@@ -93,6 +99,12 @@ def test_kernel_agrees_with_reference_on_awkward_values(case: Case) -> None:
     check(f"awkward{CASES.index(case)}", case, values)
 
 
+@pytest.mark.parametrize("place", range(len(EDGES)), ids=lambda i: f"{name(EDGES[i][0])}-{EDGES[i][1]}")
+def test_kernel_agrees_with_reference_at_the_edges(place: int) -> None:
+    case, _, arrays = EDGES[place]
+    check(f"edge{place}", case, arrays)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_core_op_has_a_lowering(target: str) -> None:
     missing = []
@@ -104,7 +116,7 @@ def test_every_core_op_has_a_lowering(target: str) -> None:
     assert not missing, "\n".join(missing)
 
 
-def test_all_core_ops_are_covered() -> None:
+def test_all_core_and_claimed_ops_are_covered() -> None:
     covered = {op.name for op, _ in CASES}
-    expected = {op.name for op in OPS.values() if op.is_core and STRUCTURAL not in op.traits}
+    expected = {op.name for op in OPS.values() if op.is_core and STRUCTURAL not in op.traits} | CLAIMS
     assert expected - covered <= {"complex", "real", "imag"}

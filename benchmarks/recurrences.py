@@ -38,12 +38,12 @@ class Prepared:
     """A scheduled graph as calls of its kernels on arrays that are allocated once."""
 
     def __init__(
-        self, text: str | Module, arrays: Sequence[np.ndarray], without: str = "", algorithm: str = ""
+        self, text: str | Module, arrays: Sequence[np.ndarray], without: Sequence[str] = (), algorithm: str = ""
     ) -> None:
         source = Module({"main": parse_graph(text)}, {}) if isinstance(text, str) else text
         target = parse_target("native")
         start = time.perf_counter()
-        module = run_pipeline(source, target.claims - {without}, algorithm=algorithm or None)
+        module = run_pipeline(source, target.claims - {*without}, algorithm=algorithm or None)
         self.graph: Graph = module.entries["main"]
         named = {v.node.attrs["name"]: a for v, a in zip(self.graph.inputs, arrays, strict=True)}
         shapes = {name: (v.type, named[name].shape) for v in self.graph.inputs if (name := v.node.attrs["name"])}
@@ -91,16 +91,16 @@ class Prepared:
 def candidates(
     text: str | Module,
     arrays: Sequence[np.ndarray],
-    op: str,
+    templates: Sequence[str],
     eager: Callable[..., Any],
     *more: str,
     compiled: bool = True,
 ) -> dict[str, Call]:
-    """coilc as it is, without its kernel for ``op``, by other algorithms, then PyTorch."""
+    """coilc as it is, without its ``templates``, by other algorithms, then PyTorch."""
     tensors = [torch.from_numpy(a) for a in arrays]
     found: dict[str, Call] = {"coilc": Prepared(text, arrays)}
-    if op:
-        found["generated"] = Prepared(text, arrays, without=op)
+    if templates:
+        found["generated"] = Prepared(text, arrays, without=templates)
     found |= {name: Prepared(text, arrays, algorithm=name) for name in more}
     found["eager"] = lambda: eager(*tensors)
     if compiled:
@@ -178,7 +178,7 @@ def selective_scan() -> None:
         return (torch.stack(ys, 1) + skip * x) * torch.nn.functional.silu(z), h
 
     # torch.compile unrolls the loop, which takes hours at this length.
-    found = candidates(text, arrays, "selective_scan", eager, compiled=False)
+    found = candidates(text, arrays, ["selective_scan"], eager, compiled=False)
     found |= {f"C++ block {block}": cpp_scan(arrays, block) for block in (16, 32, 64, 128)}
     report(f"selective scan L={length} D={channels} N={states}", found, length * channels * states, "Gstep/s", 3)
 
@@ -209,7 +209,7 @@ def causal_conv1d() -> None:
         y = torch.nn.functional.conv1d(native, w.T[:, None], bias, padding=3, groups=channels)
         return torch.nn.functional.silu(y[..., :length]).transpose(1, 2), x[:, -3:]
 
-    found = candidates(text, [x, w, bias], "causal_conv1d", eager)
+    found = candidates(text, [x, w, bias], ["causal_conv1d"], eager)
     report(f"causal conv K=4 L={length} D={channels}", found, 8 * x.size, "GB/s")
 
 
@@ -229,7 +229,7 @@ def linear_scan() -> None:
                 ys.append(h)
             return torch.stack(ys, 1), h
 
-        found = candidates(text, arrays, "linear_scan", eager, "associative", compiled=False)
+        found = candidates(text, arrays, ["linear_scan"], eager, "associative", compiled=False)
         report(f"linear scan {batch}x{length}x{channels}", found, 12 * arrays[0].size, "GB/s", 3)
 
 
@@ -245,7 +245,7 @@ def gated_linear_attention() -> None:
 """
     decay = -np.abs(random(1, length, heads))
     arrays = [random(1, length, 1, states), random(1, length, 1, states), random(1, length, heads, size), decay]
-    found = candidates(text, arrays, "gated_linear_attention", chunked_attention, "chunked")
+    found = candidates(text, arrays, ["gated_linear_attention"], chunked_attention, "chunked")
     work = 6 * length * heads * size * states
     report(f"gated linear attention L={length} H={heads} P={size} N={states}", found, work, "GFLOP/s", 3)
 
@@ -293,7 +293,8 @@ def gated_delta_rule() -> None:
     q, k, v = (random(1, length, heads, size) for _ in range(3))
     k /= np.linalg.norm(k, axis=-1, keepdims=True)
     rates = [-np.abs(random(1, length, heads)), 1 / (1 + np.exp(-random(1, length, heads)))]
-    found = candidates(text, [q, k, v, *rates], "gated_delta_rule", eager, compiled=False)
+    templates = ["gated_delta_rule", "generalized_delta_rule"]
+    found = candidates(text, [q, k, v, *rates], templates, eager, compiled=False)
     report(f"gated delta rule L={length} H={heads} P=N={size}", found, 7 * length * heads * size**2, "GFLOP/s", 3)
 
 

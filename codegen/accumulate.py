@@ -52,9 +52,14 @@ class Accumulator:
     def open(op: OpDef, dtype: DType, width: int) -> Accumulator:
         """Allocate in the open frame and fill with the neutral element."""
         buffer = T.alloc_buffer((width,), register_dtype(dtype), scope="global")
-        start = tirx.const(STEPS[op][0](dtype), register_dtype(dtype))
-        lanes(width, lambda lane: T.buffer_store(buffer, start, [lane]))
-        return Accumulator(op, dtype, width, buffer)
+        total = Accumulator(op, dtype, width, buffer)
+        total.clear()
+        return total
+
+    def clear(self) -> None:
+        """Fill with the neutral element."""
+        start = tirx.const(STEPS[self.op][0](self.dtype), register_dtype(self.dtype))
+        lanes(self.width, lambda lane: T.buffer_store(self.buffer, start, [lane]))
 
     def add(self, lane: Expr, value: Expr) -> None:
         """Combine a value, in its compute type, into one lane."""

@@ -94,7 +94,7 @@ class Classes:
 
     def _node(self, node: Node, path: Path) -> None:
         linked: set[tuple[Value, int]] = set()
-        for operand, axis, result, there in _links(node):
+        for operand, axis, result, there in links(node):
             x, y = node.inputs[operand], node.results[result]
             self._link((path, x, axis), (path, y, there))
             linked |= {(x, axis), (y, there)}
@@ -234,7 +234,7 @@ def carries_in_results(node: Node) -> list[int]:
 # --- the links of each op ---------------------------------------------------------------------------------------------
 
 
-def _links(node: Node) -> Iterator[Link]:
+def links(node: Node) -> Iterator[Link]:
     if ELEMENTWISE in node.op.traits:
         return ((i, a, 0, a) for i in range(len(node.inputs)) for a in range(node.results[0].type.rank))
     if REDUCTION in node.op.traits:

@@ -6,9 +6,8 @@ along which the body mixes nothing (``passes/schedule_steps.py``); what still ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 
 from tvm import tirx
@@ -19,6 +18,7 @@ from coilc.ir import dims as d
 from coilc.ir.cost import graph_flops
 from coilc.passes.independent_axes import Cut
 from coilc.passes.schedule_steps import Step, schedule_step
+from coilc.passes.state_sweeps import Sweep
 
 from ..kernel import Kernel
 from ..loops import vector_loop, whole_axis
@@ -26,52 +26,11 @@ from ..reader import Indices, Reader, View, store_element
 from ..scalar import Expr, bind, storage_dtype
 from .anchor import Anchor
 from .loops import ceildiv, i64, local, parallel, product, serial, unravel
+from .part import Part, Starts
+from .sweep import Passes
 
 ROWS = 8  # that a task takes through a product with a matrix that all rows share
 VECTORS = 2  # registers per vector of a copy
-
-Starts = Mapping[int, Expr]  # where a task's part of a value begins on an axis; zero on the others
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one task computes.
-
-    Attributes:
-        operands: for each operand of the scan, where the part of a slice of it begins.
-        results: the same for each result.
-    """
-
-    k: Anchor
-    operands: Sequence[Starts]
-    results: Sequence[Starts]
-
-    @property
-    def carries(self) -> int:
-        return self.k.node.attrs["carries"]
-
-    def stacked(self, t: Expr, indices: Indices) -> list[Expr]:
-        """The index into a sequence of an index into its slice at ``t``."""
-        axis = self.k.node.attrs["axis"]
-        return [*indices[:axis], t, *indices[axis:]]
-
-    def operand(self, i: int, t: Expr | None = None) -> View:
-        """Reads this part of an operand, or of its slice at ``t``."""
-
-        def read(indices: Indices) -> Expr:
-            place = _shifted(indices, self.operands[i])
-            return self.k.read(i, *(place if t is None else self.stacked(t, place)))
-
-        return read
-
-    def store(self, i: int, t: Expr | None, indices: Indices, value: Expr) -> None:
-        """Write an element of a carry, or of an output at ``t``."""
-        place = _shifted(indices, self.results[i])
-        self.k.store(i, place if t is None else self.stacked(t, place), value)
-
-
-def _shifted(indices: Indices, starts: Starts) -> list[Expr]:
-    return [starts[a] + i if a in starts else i for a, i in enumerate(indices)]
 
 
 def emit_step_by_step(k: Anchor) -> None:
@@ -106,7 +65,11 @@ def _emit(k: Anchor, step: Step, rows: d.SymDim | None = None) -> None:
             if cut.rows == rows:
                 dims[str(rows)] = bind(tirx.min(k.extent(cut.extent) - first, i64(ROWS)))
         part = Part(k, [starts(v) for v in body.inputs], [starts(v) for v in body.results])
-        Steps(part, step, dims, {str(rows): (1, ROWS)}).emit()
+        sweep = Sweep.of(step.body, part.carries, k.node.attrs["sequences"])
+        if sweep is not None:
+            Passes(part, sweep, dims).emit()
+        else:
+            Steps(part, step, dims, {str(rows): (1, ROWS)}).emit()
 
 
 def _rows(cut: Cut) -> int:

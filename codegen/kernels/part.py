@@ -1,0 +1,53 @@
+"""What one task of a scan computes: where its parts of the operands and results are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..reader import Indices, View
+from ..scalar import Expr
+from .anchor import Anchor
+
+Starts = Mapping[int, Expr]  # where a task's part of a value begins on an axis; zero on the others
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one task computes.
+
+    Attributes:
+        operands: for each operand of the scan, where the part of a slice of it begins.
+        results: the same for each result.
+    """
+
+    k: Anchor
+    operands: Sequence[Starts]
+    results: Sequence[Starts]
+
+    @property
+    def carries(self) -> int:
+        return self.k.node.attrs["carries"]
+
+    def stacked(self, t: Expr, indices: Indices) -> list[Expr]:
+        """The index into a sequence of an index into its slice at ``t``."""
+        axis = self.k.node.attrs["axis"]
+        return [*indices[:axis], t, *indices[axis:]]
+
+    def operand(self, i: int, t: Expr | None = None) -> View:
+        """Reads this part of an operand, or of its slice at ``t``."""
+
+        def read(indices: Indices) -> Expr:
+            place = _shifted(indices, self.operands[i])
+            return self.k.read(i, *(place if t is None else self.stacked(t, place)))
+
+        return read
+
+    def store(self, i: int, t: Expr | None, indices: Indices, value: Expr) -> None:
+        """Write an element of a carry, or of an output at ``t``."""
+        place = _shifted(indices, self.results[i])
+        self.k.store(i, place if t is None else self.stacked(t, place), value)
+
+
+def _shifted(indices: Indices, starts: Starts) -> list[Expr]:
+    return [starts[a] + i if a in starts else i for a, i in enumerate(indices)]

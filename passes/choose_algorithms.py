@@ -46,7 +46,7 @@ FORMS: Mapping[OpDef, Form] = {
     ops.cumsum: Form("associative", "chunks", (4, 8, 16, 64), split_cumsum),
     ops.selective_scan: Form("associative", "chunks", (4, 8, 16, 64), split_selective_scan),
 }
-RECURRENCES = frozenset({*FORMS, ops.scan} - {ops.cumsum})  # what --algorithm is about, and inspect shows
+RECURRENCES = frozenset({*FORMS, ops.scan} - {ops.cumsum})  # what --algorithm is about
 
 
 @dataclass(frozen=True)
@@ -186,9 +186,9 @@ def _product(numbers: list[int]) -> int:
 
 
 def describe_choices(module: Module, machine: Machine, algorithm: str | None = None) -> Iterator[Mapping[str, Any]]:
-    """One row per recurrence, in the order of the entries."""
+    """One row per recurrence that has a choice, in the order of the entries."""
     for entry, graph in module.entries.items():
         for node, choice in choices(graph, machine, algorithm).items():
-            if node.op in RECURRENCES:
+            if node.op in RECURRENCES and node.op in FORMS:
                 scope = node.location.scope if node.location else ""
                 yield {"entry": entry, "op": node.op.name, "scope": scope, **asdict(choice)}

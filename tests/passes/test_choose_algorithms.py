@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from coilc.ir import DTYPES, Dims, Graph, InputError, Module, TensorType, Value, interpret, ops, parse_graph, symbol
 from coilc.ir import dims as d
-from coilc.passes.choose_algorithms import choices, choose_algorithms
+from coilc.passes.choose_algorithms import choices, choose_algorithms, describe_choices
 from coilc.passes.chunk_gated_linear_attention import (
     chunk_gated_linear_attention,
     chunk_gated_linear_attention_in_numpy,
@@ -142,6 +142,15 @@ STEP = """def main(a: f32[1, 1, 16], b: f32[1, 1, 16], h: f32[1, 16]):
     y, last = linear_scan(a, b, h, axis=1)
     return {"y": y, "last": last}
 """
+BONUS = GATED.replace(", *", ", u: bf16[4, 64], *").replace("g, optional=()", 'g, u, optional=("bonus",)')
+LOOP = """def main(h: f32[16], x: f32[L, 16], *, L: dim[1:]):
+    def step(h: f32[16], x: f32[16]):
+        v0: f32[16] = add(h, x)
+        v1: f32[16] = tanh(v0)
+        return {"h": v1, "y": v1}
+    last, y = scan(h, x, body=step, carries=1, sequences=1, axis=0, reverse=False)
+    return {"y": y}
+"""
 FEW, MANY, MATRIX = Machine(cores=1), Machine(cores=16), Machine(cores=64, lanes=32, products=16, memory_bytes=500)
 
 
@@ -172,12 +181,21 @@ def test_a_choice_has_a_reason() -> None:
     [
         (LINEAR, "chunked", r"--algorithm chunked does not fit .* \(linear_scan: it has no chunked form\)"),
         (GATED, "associative", r"\(gated_linear_attention: it has no associative form\)"),
+        (BONUS, "chunked", r"\(gated_linear_attention: its outputs read the state before the update\)"),
+        (LOOP, "chunked", r"\(scan: it has no chunked form\)"),
         (LINEAR, "parallel", "there is no algorithm 'parallel'; there are sequential, chunked, associative"),
     ],
 )
 def test_an_algorithm_that_does_not_fit_is_refused(text: str, forced: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose_algorithms(Module({"main": parse_graph(text)}), FEW, forced)
+
+
+def test_only_what_has_a_choice_is_described() -> None:
+    loop, linear = (Module({"main": parse_graph(text)}) for text in (LOOP, LINEAR))
+    assert list(describe_choices(loop, FEW)) == []
+    (row,) = describe_choices(linear, FEW)
+    assert (row["op"], row["algorithm"]) == ("linear_scan", "sequential")
 
 
 def test_one_step_stays_whatever_is_asked_for() -> None:

@@ -468,6 +468,7 @@ def scan(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     """The carries are states."""
     carries, sequences, axis = (node.attrs[name] for name in ("carries", "sequences", "axis"))
     initial, xs, consts = operands[:carries], operands[carries : carries + sequences], operands[carries + sequences :]
+    line.refuse_length_in(node.attrs["body"])
     if all(o.axis is None for o in operands):
         return batched(node, operands)
     require_forward(node, xs, (*initial, *consts))
@@ -476,6 +477,15 @@ def scan(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     for old, new in zip(before, results, strict=False):
         line.keep(old, new)
     return (*(Timed(v, final=True) for v in results[:carries]), *(Timed(v, axis) for v in results[carries:]))
+
+
+@rule("while_loop")
+def while_loop(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
+    """The number of its steps is one for everything that it reads, so no part of a sequence has steps of its own."""
+    if any(o.axis is not None for o in operands):
+        raise Mixes("counts its steps over all times")
+    line.refuse_length_in(node.attrs["condition"], node.attrs["body"])
+    return batched(node, operands)
 
 
 def require_forward(node: Node, sequences: Sequence[Timed], others: Sequence[Timed]) -> None:

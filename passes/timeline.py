@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from coilc.ir import Dim, Location, Node, TensorType, Value, dims, literal, ops
+from coilc.ir import Dim, Graph, Location, Node, TensorType, Value, dims, literal, ops
 from coilc.ir.types import DTYPES
 
 from .match import scalar
@@ -79,6 +79,14 @@ class Timeline:
     def runs(self, dim: Dim) -> bool:
         """Whether an extent depends on the length."""
         return self.symbol in dims.symbols(dim)
+
+    def refuse_length_in(self, *bodies: Graph) -> None:
+        """A body that could tell a chunk from the full sequence has no place in either."""
+        for node in (node for body in bodies for node in body.nodes):
+            dims_ = [dim for type_ in node.types for dim in type_.dims]
+            if any(map(self.runs, [*dims_, node.attrs["dim"]] if node.op is ops.extent else dims_)):
+                raise Mixes("has a body that depends on the length")
+            self.refuse_length_in(*(attr for attr in node.attrs.values() if isinstance(attr, Graph)))
 
     def beyond(self, dim: Dim) -> int | None:
         """``k`` when ``dim`` is ``L + k``."""

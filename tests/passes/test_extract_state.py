@@ -146,6 +146,21 @@ CAUSAL = {
         decay: f32[4] = logsigmoid(w)
         y, num, den, top = wkv(x, x, decay, w, optional=())
         return {"y": y, "num": num, "den": den}""",
+    "gate from a loop over what does not change": """
+        w: f32[4] = weight(name="w4", type=f32[4])
+        def small(g: f32[4]):
+            v0: f32[()] = sum(g, axes=(0,), keepdims=False)
+            v1: f32[()] = constant(value=array(f32, 50.0))
+            v2: bool[()] = lt(v0, v1)
+            return {"go": v2}
+        def grow(g: f32[4]):
+            v0: f32[4] = exp(g)
+            return {"g": v0}
+        g0: f32[4] = exp(w)
+        g = while_loop(g0, condition=small, body=grow, carries=1)
+        g1: f32[B, L, 4] = broadcast(g, dims=(B, L, 4))
+        y: f32[B, L, 4] = mul(x, g1)
+        return {"y": y}""",
     "last element": """
         v0: f32[B, 1, 4] = slice(x, starts=(0, L - 1, 0), stops=(B, L, 4), steps=(1, 1, 1))
         v1: f32[B, 1, 4] = tanh(v0)
@@ -167,6 +182,26 @@ REFUSED = {
         c: f32[()] = constant(value=array(f32, 1.0))
         h: f32[B, 4] = broadcast(c, dims=(B, 4))
         v1, v0 = linear_scan(x, x, h, axis=1, reverse=True)""",
+    "while_loop counts its steps over all times": """
+        def small(x: f32[B, L, 4]):
+            v0: f32[()] = sum(x, axes=(0, 1, 2), keepdims=False)
+            v1: f32[()] = constant(value=array(f32, 50.0))
+            v2: bool[()] = lt(v0, v1)
+            return {"go": v2}
+        def grow(x: f32[B, L, 4]):
+            v0: f32[B, L, 4] = exp(x)
+            return {"x": v0}
+        v0 = while_loop(x, condition=small, body=grow, carries=1)""",
+    "scan has a body that depends on the length": """
+        c: f32[()] = constant(value=array(f32, 1.0))
+        h: f32[B, 4] = broadcast(c, dims=(B, 4))
+        def step(h: f32[B, 4], x: f32[B, 4]):
+            v0: f32[()] = extent(dim=L, dtype=f32)
+            v1: f32[B, 4] = broadcast(v0, dims=(B, 4))
+            v2: f32[B, 4] = div(x, v1)
+            v3: f32[B, 4] = add(h, v2)
+            return {"h": v3, "y": v3}
+        v1, v0 = scan(h, x, body=step, carries=1, sequences=1, axis=1, reverse=False)""",
     "matmul multiplies every time with every other": """
         v1: f32[B, 4, L] = transpose(x, perm=(0, 2, 1))
         v0: f32[B, L, L] = matmul(x, v1)""",

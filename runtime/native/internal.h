@@ -70,6 +70,10 @@ extern _Thread_local worker *coil_worker;
 /* session.c */
 int64_t coil_session_quantity(const coil_session *session, int32_t entry, int32_t index); /* of a bound entry */
 
+/* check.c: indices and offsets of the plan's tables; the sizes of an entry for evaluated quantities. */
+int check_plan(void);
+int check_sizes(int32_t entry, const int64_t *quantities);
+
 /* model.c */
 struct coil_model {
     const unsigned char *weights;

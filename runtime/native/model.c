@@ -64,7 +64,8 @@ int coil_open(const coil_options *options, coil_model **model) {
     *model = NULL;
     coil_model *opened = calloc(1, sizeof *opened);
     if (!opened) return coil_fail(COIL_MEMORY, "out of memory");
-    int code = find_weights(opened, options);
+    int code = check_plan();
+    if (!code) code = find_weights(opened, options);
     if (code)
         coil_close(opened);
     else

@@ -174,7 +174,7 @@ static int evaluate(binding *binding, int32_t entry, const int64_t *symbols, siz
     binding->bound = false;
     if (plan->evaluate(symbols, binding->quantities) || !place_slots(binding, plan, arena_bytes))
         return coil_fail(COIL_ARGUMENT, "entry '%s': the sizes overflow 64 bits", entry_of(entry)->name);
-    return COIL_OK;
+    return check_sizes(entry, binding->quantities);
 }
 
 static int solve_symbols(const coil_entry *entry, const int64_t *const *dims, int64_t *symbols) {

@@ -127,8 +127,8 @@ static int resize(coil_state *state, const size_t *sizes) {
             return coil_fail(COIL_MEMORY, "the states overflow the address space");
     if (__builtin_mul_overflow(ends[0], (size_t)state->slots, &total) || __builtin_add_overflow(total, ends[1], &total))
         return coil_fail(COIL_MEMORY, "the states overflow the address space");
-    unsigned char *memory = total ? coil_map(total) : NULL;
-    if (total && !memory) return coil_fail(COIL_MEMORY, "could not reserve %zu bytes for states", total);
+    unsigned char *memory = coil_map(total); /* also for nothing: states of no elements have an address too */
+    if (!memory) return coil_fail(COIL_MEMORY, "could not reserve %zu bytes for states", total);
     coil_unmap(state->memory, total_bytes(state));
     state->memory = memory, state->bytes = ends[0], state->kept = ends[1];
     state->now = 0, state->undo = 0, state->calls = 0;
@@ -180,7 +180,8 @@ static int measure(const coil_session *session, int32_t entry, coil_state *state
 /* The first call after a reset sets the sizes; later ones must agree. */
 static int fit(const coil_session *session, int32_t entry, coil_state *state) {
     int code = measure(session, entry, state);
-    if (code || !memcmp(state->wanted, state->sizes, (size_t)state_count() * sizeof *state->sizes)) return code;
+    if (code) return code;
+    if (state->memory && !memcmp(state->wanted, state->sizes, (size_t)state_count() * sizeof *state->sizes)) return COIL_OK;
     if (!state->calls) return resize(state, state->wanted);
     return coil_fail(COIL_ARGUMENT, "entry '%s' is bound to other dims than the state was made for: reset the state",
                      coil_plan.description.entries[entry].name);
@@ -281,7 +282,7 @@ static int join(const coil_session *session, int32_t entry, coil_state *const *p
     int code = measure(session, entry, whole);
     for (int32_t index = 0; index < state_count() && !code; index++)
         code = check_parts(entry, parts, count, whole, index);
-    if (!code && memcmp(whole->wanted, whole->sizes, (size_t)state_count() * sizeof *whole->sizes))
+    if (!code && (!whole->memory || memcmp(whole->wanted, whole->sizes, (size_t)state_count() * sizeof *whole->sizes)))
         code = resize(whole, whole->wanted);
     if (!code) copy_rows(entry, parts, count, whole, false);
     return code;

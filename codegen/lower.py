@@ -37,6 +37,6 @@ def choose(body: Graph, strided: Collection[Value] = ()) -> tuple[Graph, Callabl
         return collapse_axes(body, strided), emit_rows
     if len(anchors) == 1 and REDUCTION in anchors[0].op.traits:
         return collapse_axes(body, strided), emit_reduce
-    if len(anchors) == 1 and anchors[0].op in ANCHORS:
+    if len({node.op for node in anchors}) == 1 and anchors[0].op in ANCHORS:
         return body, ANCHORS[anchors[0].op]
     raise UnsupportedError("no kernel does these together:", [(node.op.name, node.location) for node in anchors])

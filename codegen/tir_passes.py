@@ -14,6 +14,7 @@ from tvm.tirx import compilation_pipeline
 
 PIPELINE = "coilc"
 WORTH_IT = "coilc.worth_it"  # annotates a parallel loop with the condition under which it is one
+ONE_LAUNCH = "coilc.one_launch"  # annotates parallel loops that follow one another and may run side by side
 
 
 def _show_ramp(sum_: tirx.Add) -> tvm.ir.Expr:
@@ -39,6 +40,40 @@ def _only_if_worth_it(loop: tirx.For) -> tvm.ir.Node:
     return tirx.IfThenElse(condition, *both)
 
 
+def _side_by_side(block: tirx.SeqStmt) -> tvm.ir.Node:
+    """Neighbouring loops marked ``ONE_LAUNCH`` as one loop over the tasks of all."""
+    found: list[tirx.Stmt] = []
+    for statement in block.seq:
+        if found and _is_marked(found[-1]) and _is_marked(statement):
+            statement = _joined(found.pop(), statement)
+        found.append(statement)
+    return block if len(found) == len(block.seq) else tirx.SeqStmt(found) if len(found) > 1 else found[0]
+
+
+def _is_marked(statement: tirx.Stmt) -> bool:
+    if isinstance(statement, tirx.IfThenElse):  # two forms of one loop
+        return _is_marked(statement.then_case) and statement.else_case is not None and _is_marked(statement.else_case)
+    return isinstance(statement, tirx.For) and ONE_LAUNCH in statement.annotations
+
+
+def _joined(first: tirx.Stmt, second: tirx.Stmt) -> tirx.Stmt:
+    """The tasks of two marked statements, those of ``first`` first."""
+    if isinstance(first, tirx.IfThenElse):
+        cases = ((first.then_case, second.then_case), (first.else_case, second.else_case))
+        return tirx.IfThenElse(first.condition, *(_joined(*case) for case in cases))
+    task = tirx.Var("task", first.loop_var.ty)
+    mine = tirx.SeqStmt([tirx.Bind(first.loop_var, task), first.body])
+    other = tirx.SeqStmt([tirx.Bind(second.loop_var, task - first.extent), second.body])
+    both = tirx.IfThenElse(task < first.extent, mine, other)
+    return tirx.For(task, first.min, first.extent + second.extent, first.kind, both, annotations=first.annotations)
+
+
+@tvm.transform.module_pass(opt_level=0)
+def _join_launches(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Run the tasks of several anchors of one kernel in one launch."""
+    return tvm_ffi.structural_map(module, (tirx.SeqStmt, _side_by_side))
+
+
 @tvm.transform.module_pass(opt_level=0)
 def _test_parallel_loops(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
     """Write parallel loops twice whose worth is known at run time only; the copies then need names of their own."""
@@ -52,6 +87,7 @@ def _show_ramps(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRMod
 
 
 _PASSES = (
+    _join_launches,
     _test_parallel_loops,
     tirx.transform.FlattenBuffer(),
     _show_ramps,

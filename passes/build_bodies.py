@@ -14,7 +14,7 @@ import networkx as nx
 
 from coilc.ir import Graph, Location, Node, Value, VerifyError, at, ops
 from coilc.ir.core import topological_order
-from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, STRUCTURAL, OpDef
+from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL, OpDef
 
 from .independent_axes import LOOPS, carries_in_results
 
@@ -157,9 +157,11 @@ def canonical_body(inside: Iterator[Node], reads: Sequence[Value], outputs: Sequ
 
 
 def body_name(found: Sequence[OpDef]) -> str:
-    """A readable name: heavy ops first, then arithmetic, movement only when there is nothing else."""
+    """A readable name: heavy ops first, then arithmetic, movement only when there is nothing else; siblings in plural."""
     ranked = sorted(dict.fromkeys(found), key=weight_in_name)
-    telling = [op.name for op in ranked if weight_in_name(op) < 2] or [op.name for op in ranked]
+    several = {op for op in found if found.count(op) > 1 and weight_in_name(op) == 0 and REDUCTION not in op.traits}
+    names = {op: f"{op.name}s" if op in several else op.name for op in ranked}
+    telling = [name for op, name in names.items() if weight_in_name(op) < 2] or list(names.values())
     return "_".join(telling[:4]).rstrip("0123456789_") or "group"
 
 

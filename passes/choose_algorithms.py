@@ -132,7 +132,7 @@ def _choice(graph: Graph, node: Node, machine: Machine, forced: str | None) -> C
     why = _why_not(node, form.name) if form else "its body may be anything"
     if form is None or why:
         return Choice(SEQUENTIAL, None, why)
-    sizes = _representative(graph, node)
+    sizes = representative(graph, node)
     loop, others = _works(node, sizes, machine, form)
     cost, value = min((cycles(works, machine), value) for value, works in others.items())
     gain = cycles(loop, machine) / cost
@@ -148,7 +148,7 @@ def _times(gain: float) -> str:
     return f"{gain:.2g}x fewer" if gain >= 1 else f"{1 / gain:.2g}x more"
 
 
-def _representative(graph: Graph, node: Node) -> Mapping[str, int]:
+def representative(graph: Graph, node: Node) -> Mapping[str, int]:
     """A number for every symbol: those of the length multiply to ``LENGTH``, others are as small as they get."""
     lengths = set(d.symbols(_length(node)))
     sizes = {}
@@ -160,6 +160,13 @@ def _representative(graph: Graph, node: Node) -> Mapping[str, int]:
 
 def _works(node: Node, sizes: Mapping[str, int], m: Machine, form: Form) -> tuple[list[Work], dict[int, list[Work]]]:
     """The kernels of the loop, and those of the other form by its number."""
+    shape = measured(node, sizes)
+    other = shape.chunked if isinstance(shape, GatedLinearAttention) else shape.split
+    return shape.sequential(m), {n: other(m, n) for n in form.values}
+
+
+def measured(node: Node, sizes: Mapping[str, int]) -> LinearScan | SelectiveScan | GatedLinearAttention:
+    """A node of an op in ``FORMS`` as the cost model sees it."""
 
     def known(value: Value) -> list[int]:
         return [d.evaluate(dim, sizes) for dim in value.dims]
@@ -167,15 +174,12 @@ def _works(node: Node, sizes: Mapping[str, int], m: Machine, form: Form) -> tupl
     if node.op in (ops.linear_scan, ops.cumsum):
         axis, dims = node.attrs["axis"], known(node.inputs[0])
         outer, inner = _product(dims[:axis]), dims[axis + 1 :] or [1]
-        scan = LinearScan(outer * _product(inner[:-1]), dims[axis], inner[-1])
-        return scan.sequential(m), {n: scan.split(m, n) for n in form.values}
+        return LinearScan(outer * _product(inner[:-1]), dims[axis], inner[-1])
     if node.op is ops.selective_scan:
         (batch, length, channels), (_, _, groups, states) = known(node.inputs[0]), known(node.inputs[3])
-        s6 = SelectiveScan(batch, length, groups, channels // groups, states)
-        return s6.sequential(m), {n: s6.split(m, n) for n in form.values}
+        return SelectiveScan(batch, length, groups, channels // groups, states)
     (batch, length, groups, states), (_, _, heads, size) = known(node.inputs[0]), known(node.inputs[2])
-    gated = GatedLinearAttention(batch, length, groups, heads, states, size, node.inputs[3].type.rank == 4)
-    return gated.sequential(m), {n: gated.chunked(m, n) for n in form.values}
+    return GatedLinearAttention(batch, length, groups, heads, states, size, node.inputs[3].type.rank == 4)
 
 
 def _product(numbers: list[int]) -> int:

@@ -10,13 +10,17 @@ import numpy as np
 from coilc.ir import Graph, Module, Node, Value, ops
 
 from .build_bodies import Group, Schedule
+from .cost_model import Machine
 from .grow_regions import Uses, grow_regions
+from .merge_siblings import merge_siblings
 from .place_pointwise import place_pointwise
 from .rewrite import on, rewrite_module
 from .weights_in_bodies import hide_weights_from_bodies
 
+ONE_CORE = Machine()
 
-def fuse_groups(module: Module) -> Module:
+
+def fuse_groups(module: Module, machine: Machine = ONE_CORE) -> Module:
     """Put every computation into a ``fused`` group that becomes one kernel.
 
     Before::
@@ -34,16 +38,18 @@ def fuse_groups(module: Module) -> Module:
 
     Heavy nodes grow downstream while there is a single exit (``grow_regions``); what lies between them is computed where it
     is read unless that repeats real work (``place_pointwise``); then bodies are built in canonical form (``build_bodies``).
+    Equal recurrences share a kernel where ``machine`` gains from it (``merge_siblings``).
 
     Needs: core ops and claimed composites. Guarantees: ``verify.scheduled``.
     """
-    return constants_to_weights(module).map(lambda graph: Schedule(graph, group(graph)).build())
+    return constants_to_weights(module).map(lambda graph: Schedule(graph, group(graph, machine)).build())
 
 
-def group(graph: Graph) -> list[Group]:
+def group(graph: Graph, machine: Machine = ONE_CORE) -> list[Group]:
     """Which nodes share a kernel."""
     uses = Uses(graph)
-    owner = grow_regions(uses)
+    owner = merge_siblings(graph, uses, machine)
+    grow_regions(uses, owner)
     place_pointwise(uses, owner)
     return [Group(tuple(region.nodes)) for region in dict.fromkeys(owner.values())]
 

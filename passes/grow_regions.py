@@ -35,6 +35,7 @@ class Region:
         rows: dims of its values per row; equal to ``space`` unless ``kind`` is "row".
         nodes: what it owns.
         free: how many nodes that nobody owns its body computes too.
+        parts: for siblings (``merge_siblings``), the one of them that a node follows.
     """
 
     kind: Kind
@@ -42,6 +43,7 @@ class Region:
     rows: Dims
     nodes: list[Node] = field(default_factory=list)
     free: int = 0
+    parts: dict[Node, Node] = field(default_factory=dict)
 
 
 def is_elementwise(node: Node) -> bool:
@@ -73,16 +75,20 @@ class Uses:
                     self.first_result_readers[value.node].append(node)
 
 
-def grow_regions(uses: Uses) -> dict[Node, Region]:
-    """One region for each heavy node and what follows it; regions over the same rows that feed one another merge."""
-    owner: dict[Node, Region] = {}
+def grow_regions(uses: Uses, owner: dict[Node, Region]) -> None:
+    """One region for each heavy node and what follows it; regions over the same rows that feed one another merge.
+
+    ``owner`` comes with the regions of siblings and leaves complete. Siblings grow one by one, each to an exit of its own.
+    """
     for node in uses.nodes:
-        if is_heavy(node) and node not in owner:
-            region = seed_region(node)
-            region.nodes = grow(region, node, uses, owner)
-            owner.update(dict.fromkeys(region.nodes, region))
+        if is_heavy(node) and (node not in owner or node in owner[node].parts):
+            region = owner.get(node) or seed_region(node)
+            members = grow(region, node, uses, owner)
+            if region.parts:
+                region.parts.update(dict.fromkeys(members, node))
+            region.nodes = sorted({*region.nodes, *members}, key=uses.position.__getitem__)
+            owner.update(dict.fromkeys(members, region))
     merge_rows(owner, uses)
-    return owner
 
 
 def seed_region(node: Node) -> Region:
@@ -163,11 +169,12 @@ def refusal(region: Region, node: Node, members: set[Node], owner: Mapping[Node,
 
 
 def waits_for(node: Node, seed: Node, members: set[Node], uses: Uses, owner: Mapping[Node, Region]) -> str:
-    """Why an operand of ``node`` would make the kernel wait for itself: only further results of ``seed`` can."""
-    if len(seed.types) == 1 or len(uses.readers[seed]) == len(uses.first_result_readers[seed]):
+    """Why an operand of ``node`` would make the kernel wait for itself: only further results and siblings of ``seed`` can."""
+    seeds = owner[seed].nodes if seed in owner else [seed]
+    if len(seeds) == 1 and (len(seed.types) == 1 or len(uses.readers[seed]) == len(uses.first_result_readers[seed])):
         return ""
     outside = [v.node for v in node.inputs if v.node not in members]
-    found = depends(outside, lambda n: n is seed, uses.position[seed], uses, owner)
+    found = depends(outside, lambda n: n in seeds, min(map(uses.position.__getitem__, seeds)), uses, owner)
     return "an operand needs another result of the same kernel" if found else ""
 
 

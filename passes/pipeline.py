@@ -50,8 +50,8 @@ def pipeline(
 ) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns.
 
-    ``entries`` are those to build, some derived; none named: those that there are. ``context`` is for ``extract_state``, ``machine`` and ``algorithm`` are for
-    ``choose_algorithms``.
+    ``entries`` are those to build, some derived; none named: those that there are. ``context`` is for ``extract_state``, ``algorithm`` is for
+    ``choose_algorithms``, and so is ``machine``, which ``fuse_groups`` wants too.
     """
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
@@ -106,7 +106,7 @@ def pipeline(
             (partial(decompose, keep=claims), canonicalise_reductions, sink_transposes, fold_constants),
         ),
         # 6. Kernels. Out: every computation in a group that becomes one kernel.
-        Stage("fuse", promises.scheduled, (give_memory_to_steps, fuse_groups)),
+        Stage("fuse", promises.scheduled, (give_memory_to_steps, partial(fuse_groups, machine=machine))),
     )
 
 

@@ -9,7 +9,7 @@ reader, and for several only when it is cheap; heavy work is never repeated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from coilc.ir import Node, Value, ops
@@ -61,17 +61,19 @@ class Demand:
         prologue: what it may compute on the way.
         repeated: whether it reads an element more than once, so that arithmetic would be repeated.
         in_place: whether it reads each element exactly where its own element is, with nothing moved in between.
+        parts: the siblings of the kernel that need the node; each would compute it for itself.
     """
 
     region: Region
     prologue: Prologue
     repeated: bool
     in_place: bool
+    parts: frozenset[Node] = frozenset()
 
     def __or__(self, other: Demand) -> Demand:
         prologue = min(self.prologue, other.prologue, key=("none", "movement", "pointwise").index)
-        in_place = self.in_place and other.in_place
-        return Demand(self.region, prologue, self.repeated or other.repeated, in_place)
+        in_place, parts = self.in_place and other.in_place, self.parts | other.parts
+        return Demand(self.region, prologue, self.repeated or other.repeated or len(parts) > 1, in_place, parts)
 
 
 def place_pointwise(uses: Uses, owner: dict[Node, Region]) -> None:
@@ -101,7 +103,8 @@ def demands_on(
     for reader, index in uses.readers[node]:
         region = owner.get(reader)
         if region:
-            yield own_demand(reader, index, region)
+            part = region.parts.get(reader)
+            yield replace(own_demand(reader, index, region), parts=frozenset({part} if part else ()))
         else:
             yield from (through(reader, index, d) for d in demands[reader].values())
 
@@ -147,7 +150,7 @@ def through(reader: Node, index: int, demand: Demand) -> Demand:
     """The need for an operand of a free node."""
     if is_elementwise(reader):
         return demand
-    return Demand(demand.region, demand.prologue, demand.repeated or is_repeating(reader, index), False)
+    return replace(demand, repeated=demand.repeated or is_repeating(reader, index), in_place=False)
 
 
 def is_repeating(reader: Node, index: int) -> bool:

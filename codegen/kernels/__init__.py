@@ -58,10 +58,12 @@ TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
 
 def _anchored(op: OpDef, template: Callable[[Anchor], None]) -> Callable[[Kernel], None]:
     def emit(kernel: Kernel) -> None:
-        template(Anchor(next(node for node in kernel.body.nodes if node.op is op), kernel))
+        anchors = [node for node in kernel.body.nodes if node.op is op]
+        for node in anchors:
+            template(Anchor(node, kernel, len(anchors)))
 
     return emit
 
 
-# What ``build_kernel`` takes to write the loops of a body whose anchor is this op.
+# What ``build_kernel`` takes to write the loops of a body whose anchors are of this op.
 ANCHORS: Mapping[OpDef, Callable[[Kernel], None]] = {op: _anchored(op, template) for op, template in TEMPLATES.items()}

@@ -21,14 +21,18 @@ from .loops import i64
 
 @dataclass(frozen=True)
 class Anchor:
-    """The one anchor op of a body while its kernel is being written.
+    """An anchor op of a body while its kernel is being written.
 
     Operands are read by position or, when optional, by name, through the reader: a prologue costs a template nothing.
     ``store`` evaluates the epilogue of a result in registers and writes every output that depends on it.
+
+    Attributes:
+        launched: how many anchors the kernel has, whose tasks are one launch.
     """
 
     node: Node
     kernel: Kernel
+    launched: int = 1
 
     @property
     def target(self) -> Target:
@@ -47,8 +51,9 @@ class Anchor:
         found: dict[int, tuple[int, ...]] = {}
         for position, value in enumerate(self.kernel.body.results):
             needed = _needed_by(value, self.node)
-            result = next(r.index for r in self.node.results if r in needed)
-            found[result] = (*found.get(result, ()), position)
+            result = next((r.index for r in self.node.results if r in needed), None)
+            if result is not None:
+                found[result] = (*found.get(result, ()), position)
         return found
 
     def require_no_epilogue(self) -> None:

@@ -14,7 +14,7 @@ from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
 from ..scalar import Expr, inside_loop, vector
-from ..tir_passes import WORTH_IT
+from ..tir_passes import ONE_LAUNCH, WORTH_IT
 
 if TYPE_CHECKING:
     from .anchor import Anchor
@@ -45,15 +45,19 @@ def lanes(width: int) -> Any:
 def parallel(k: Anchor, extent: Expr | int, work: Dim) -> Any:
     """A loop over independent tasks that do ``work`` operations in all: on the thread pool if that is worth a launch.
 
-    Where it depends on a symbol, ``codegen/tir_passes.py`` makes two loops of this one. Inside another loop it is serial.
+    Where it depends on a symbol, ``codegen/tir_passes.py`` makes two loops of this one; it makes one loop of those of
+    several anchors. Inside another loop it is serial.
     """
+    work = k.launched * work
     low, high = d.bounds(work, {})
     extent = i64(extent)
-    alone = isinstance(extent, tirx.IntImm) and int(extent) <= 1
+    alone = k.launched == 1 and isinstance(extent, tirx.IntImm) and int(extent) <= 1
     if inside_loop() or alone or (high is not None and high < PARALLEL_FLOPS):
         return serial(extent)
-    test = {} if low >= PARALLEL_FLOPS else {WORTH_IT: k.extent(work) >= i64(PARALLEL_FLOPS)}
-    return T.parallel(i64(0), extent, annotations=test)
+    notes = {} if low >= PARALLEL_FLOPS else {WORTH_IT: k.extent(work) >= i64(PARALLEL_FLOPS)}
+    if k.launched > 1:
+        notes[ONE_LAUNCH] = i64(k.launched)
+    return T.parallel(i64(0), extent, annotations=notes)
 
 
 def local(shape: Sequence[int], dtype: str) -> tirx.Buffer:

@@ -162,3 +162,30 @@ def test_values_print_in_order_with_their_shapes(report: Report) -> None:
     assert "3 x 7 x 40" in text
     assert "time per run, 1 thread" in text
     assert np.isfinite(report["logits"].cosine)
+
+
+class Amplifier(torch.nn.Module):
+    """Turns the rounding of a sum into an error of every digit but the first few."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.inner, self.factor = torch.nn.Linear(400, 8), factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(self.factor * self.inner(x))
+
+
+def test_float64_tells_rounding_from_errors(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, other, x = Amplifier(1e4), Amplifier(1e4 + 1), torch.randn(3, 400)
+    other.load_state_dict(model.state_dict())
+    right, wrong = (coilc.compile(coilc.export(m, (x,)), tmp_path / f"{m.factor}.coil") for m in (model, other))
+    assert not coilc.compare(model, right, (x,), layers=False, runs=0).ok
+    report = coilc.compare(model, right, (x,), float64=True, runs=0)
+    (row,) = report.outputs
+    assert report.ok
+    assert row.rounding is not None
+    assert 1e-5 < row.rounding[0] < 1e-1
+    assert "differ by their rounding" in str(report)
+    assert "artifact to float64" in str(report)
+    assert not coilc.compare(model, wrong, (x,), layers=False, float64=True, runs=0).ok

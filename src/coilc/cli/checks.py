@@ -32,6 +32,9 @@ def compare_command(
         typer.Option(min=0.0, help="Relative error allowed; by dtype unless given (1e-5 for float32)."),
     ] = None,
     layers: Annotated[bool, typer.Option(help="Also compare the values inside the model.")] = True,
+    float64: Annotated[
+        bool, typer.Option("--float64", help="Judge both sides by an evaluation in float64 (slow).")
+    ] = False,
     report: Annotated[Optional[Path], typer.Option(metavar="FILE.html", help="Write a page with plots.")] = None,  # noqa: UP045
     runs: Annotated[int, typer.Option(min=0, help="Timed runs of each side; 0 for none.")] = 10,
     threads: Threads = None,
@@ -58,6 +61,7 @@ def compare_command(
             entry=entry,
             tolerance=tolerance,
             layers=layers,
+            float64=float64,
             runs=runs,
             threads=threads,
             name=model,

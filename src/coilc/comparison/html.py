@@ -77,18 +77,20 @@ def _table(
 
 def _rows_table(rows: Sequence[Row], what: str) -> str:
     scores = any(row.error.argmax_agreement is not None for row in rows)
+    exact = any(row.rounding for row in rows)
     where = any(row.scope or row.place for row in rows)
     headings = [what, "shape", "relative error", "allowed", "max abs error", "cosine"]
-    headings += ["same argmax"] * scores + ["where"] * where
+    headings += ["same argmax"] * scores + ["PyTorch to float64", "artifact to float64"] * exact + ["where"] * where
     bad = [index for index, row in enumerate(rows) if not row.ok]
-    return _table(headings, [_cells(row, scores, where) for row in rows], text=[len(headings) - 1] * where, bad=bad)
+    return _table(headings, [_cells(row, scores, exact, where) for row in rows], text=[len(headings) - 1] * where, bad=bad)
 
 
-def _cells(row: Row, scores: bool, where: bool) -> list[str]:
+def _cells(row: Row, scores: bool, exact: bool, where: bool) -> list[str]:
     e = row.error
     agreement = "" if e.argmax_agreement is None else f"{e.argmax_agreement:.2%}"
     cells = [row.name, f"{row.dtype} {shown_dims(row.shape)}", f"{e.relative_error:.2e}", f"{row.tolerance:.0e}"]
     cells += [f"{e.max_abs_error:.2e}", f"{e.cosine:.7f}"] + [agreement] * scores
+    cells += [f"{error:.2e}" for error in row.rounding or ()] or ["", ""] * exact
     return cells + [" ".join(part for part in (row.scope, row.place) if part)] * where
 
 

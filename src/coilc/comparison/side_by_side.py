@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch.export import ExportedProgram
 
 from coilc.exporting import Lengths, trace_example
 from coilc.frontend.locations import location_of
-from coilc.frontend.torch_export import evaluating, lower
+from coilc.frontend.torch_export import evaluating, import_program, lower
+from coilc.ir import interpret
 from coilc.runtime import InputError, Model, Traced, load
 
 from .eager import observe_values, tensors_in, to_numpy
@@ -40,6 +42,7 @@ def compare(
     entry: str = "main",
     tolerance: float | None = None,
     layers: bool = True,
+    float64: bool = False,
     runs: int = 10,
     threads: int | None = None,
     name: str = "",
@@ -52,6 +55,8 @@ def compare(
         dynamic_shapes, lengths: as given to :func:`coilc.export`, so that the values inside the model get the same names.
         tolerance: relative Frobenius error allowed; by dtype unless given, see :data:`TOLERANCE`.
         layers: also compare every value inside the model that the artifact computes.
+        float64: also evaluate the model in float64, step by step and slowly, and judge an output that is outside its
+            tolerance by how far both sides are from that: twice PyTorch's own error is still right.
         runs: timed runs of each side, alternately; 0 measures no time.
         threads: of both sides.
         name: what the report calls the model.
@@ -61,7 +66,7 @@ def compare(
         ArtifactError: the artifact cannot be loaded.
     """
     return _Comparison(model, artifact, args, kwargs or {}, entry, tolerance, threads, name, progress).report(
-        dynamic_shapes, lengths, layers, runs
+        dynamic_shapes, lengths, layers, float64, runs
     )
 
 
@@ -91,13 +96,18 @@ class _Comparison:
         self.signature = self.manifest["entries"][entry]
         self.inputs = self._named_inputs()
 
-    def report(self, dynamic_shapes: Any, lengths: Lengths | None, layers: bool, runs: int) -> Report:
+    def report(self, dynamic_shapes: Any, lengths: Lengths | None, layers: bool, float64: bool, runs: int) -> Report:
+        program = self._program(dynamic_shapes, lengths) if layers or float64 else None
+        exact: Mapping[str, np.ndarray] = {}
+        if program and float64:
+            self.progress("evaluate in float64")
+            exact = self.run_wide(program)
         self.progress("compare outputs")
-        outputs = tuple(self.output_rows())
+        outputs = tuple(self.output_rows(exact))
         inside: tuple[Row, ...] = ()
-        if layers:
+        if program and layers:
             self.progress("compare values inside the model")
-            inside = tuple(self.layer_rows(self._program(dynamic_shapes, lengths)))
+            inside = tuple(self.layer_rows(program))
         speed = None
         if runs:
             self.progress("measure speed")
@@ -138,15 +148,25 @@ class _Comparison:
             return lower(self.model)
         return trace_example(self.model, self.args, self.kwargs, dynamic_shapes, lengths)
 
+    def run_wide(self, program: ExportedProgram) -> Mapping[str, np.ndarray]:
+        """The outputs of the model in float64, by the interpreter: every cast to a float type is one to float64."""
+        module = import_program(program)
+        (name,) = module.entries
+        return interpret(module, self.inputs, name, wide=True)
+
     # --- differences ----------------------------------------------------------------------------------------------------
 
-    def output_rows(self) -> Iterator[Row]:
+    def output_rows(self, exact: Mapping[str, np.ndarray]) -> Iterator[Row]:
         found = self.artifact.run(self.entry, self.inputs)
         expected = self.run_eager()
         if len(expected) > len(found):
             raise InputError(f"the model returns {len(expected)} tensors, the artifact {len(found)}")
         for (name, array), tensor in zip(found.items(), expected, strict=False):  # the rest is state that it updates
-            yield self.row(name, array, to_numpy(tensor))
+            row = self.row(name, array, to_numpy(tensor))
+            if name in exact and row.tolerance:
+                sides = (difference(side, exact[name]).relative_error for side in (to_numpy(tensor), array))
+                row = replace(row, rounding=(next(sides), next(sides)))
+            yield row
 
     def row(self, name: str, actual: np.ndarray, expected: np.ndarray, scope: str = "", place: str = "") -> Row:
         if actual.shape != expected.shape:

@@ -5,6 +5,7 @@ The format is documented in ``docs/artifact.md``; ``codegen/artifact.py`` writes
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -14,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
+from .manifest import MalformedError, check_manifest
 
 FORMAT_VERSION = 1
 MANIFEST, LIBRARY, WEIGHTS, GRAPH = "manifest.json", "code.so", "weights.safetensors", "graph.py"
 PLAN, KERNELS = "plan.c", "kernels.o"  # what the library was linked from, and a static program can be
+LARGEST_MANIFEST = 1 << 26
 _UNSEALED = b"0" * 64
 
 
@@ -40,6 +43,9 @@ def read_artifact(path: str | os.PathLike[str], verify: bool = True) -> Artifact
     """
     folder = Path(path)
     manifest = read_manifest(folder)
+    for name in (LIBRARY, WEIGHTS):  # what is loaded must be among what is verified
+        if name not in manifest["files"]:
+            raise _damaged(folder / MANIFEST, f"its 'files' lack {name}")
     check_files(folder, manifest, verify)
     _check_machine(folder, manifest["target"])
     return Artifact(folder, manifest)
@@ -62,24 +68,48 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ArtifactError: the folder is not an artifact, is newer than this program, or its manifest is damaged.
     """
     try:
-        data = (folder / MANIFEST).read_bytes()
+        data = _read(folder / MANIFEST)
     except OSError as error:
         found = "there is no such folder" if not folder.exists() else f"{MANIFEST} cannot be read ({error.strerror})"
         raise ArtifactError(
             f"'{folder}' is not an artifact: {found}; give the folder that 'coilc compile' wrote"
         ) from None
     try:
-        manifest = json.loads(data)
+        manifest = json.loads(data, object_pairs_hook=_unique)
         version, recorded = manifest["format"], str(manifest["seal"]).encode()
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise _damaged(folder / MANIFEST, "its text cannot be read") from None
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise ArtifactError(
             f"'{folder}' has format {version}, this coilc reads formats up to {FORMAT_VERSION}: upgrade coilc"
         )
-    if version != FORMAT_VERSION or seal_of(data, recorded) != recorded:
+    if version != FORMAT_VERSION or len(recorded) != len(_UNSEALED) or seal_of(data, recorded) != recorded:
         raise _damaged(folder / MANIFEST, "its content does not match its seal")
+    try:
+        check_manifest(manifest)
+    except MalformedError as error:
+        raise _damaged(folder / MANIFEST, str(error)) from None
     return dict(manifest)
+
+
+def _read(path: Path) -> bytes:
+    """A small regular file; a pipe would never end."""
+    if not path.is_file():
+        path.stat()
+        raise OSError(errno.EINVAL, "it is not a file")
+    with path.open("rb") as file:
+        data = file.read(LARGEST_MANIFEST + 1)
+    if len(data) > LARGEST_MANIFEST:
+        raise OSError(errno.EFBIG, f"it has more than {LARGEST_MANIFEST} bytes")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two programs that read a name twice may each believe another one."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice")
+    return found
 
 
 def seal(manifest: Mapping[str, Any]) -> bytes:
@@ -108,6 +138,8 @@ def sha256_of(path: Path) -> str:
 def _check_file(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise _damaged(path, "it is not a file")
         if size != expected["bytes"]:
             raise _damaged(path, f"it has {size} bytes instead of {expected['bytes']}")
         if verify and sha256_of(path) != expected["sha256"]:

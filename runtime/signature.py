@@ -14,6 +14,7 @@ from .errors import InputError
 
 Shape = tuple[int, ...]
 _Evaluate = Callable[[Mapping[str, int]], int]
+LONGEST_DIM, MOST_TERMS = 4096, 400  # characters; nodes of its syntax tree
 _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
@@ -23,23 +24,53 @@ _BINARY: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 
 def parse_dim(dim: int | str) -> _Evaluate:
-    """A function from symbol values to the extent that ``"B*L + 1"`` denotes."""
-    return _evaluator(ast.parse(str(dim), mode="eval").body)
+    """A function from symbol values to the extent that ``"B*L + 1"`` denotes.
+
+    Raises:
+        InputError: it is no such expression, or one so long that evaluating it could exhaust the stack.
+    """
+    return _evaluator(_tree(dim))
+
+
+def dim_symbols(dim: int | str) -> frozenset[str]:
+    """The names of the symbols in a dim."""
+    return frozenset(node.id for node in ast.walk(_tree(dim)) if isinstance(node, ast.Name))
+
+
+def _tree(dim: int | str) -> ast.expr:
+    text = str(dim)
+    try:
+        tree = ast.parse(text[: LONGEST_DIM + 1], mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise _no_dim(text) from None
+    if len(text) > LONGEST_DIM or sum(1 for _ in ast.walk(tree)) > MOST_TERMS:
+        raise _no_dim(text)
+    return tree
+
+
+def _no_dim(text: str) -> InputError:
+    return InputError(f"the manifest has {text[:60]!r} where a dim should be; recompile the artifact")
 
 
 def _evaluator(tree: ast.expr) -> _Evaluate:
     match tree:
-        case ast.Constant(value=int(value)):
+        case ast.Constant(value=value) if type(value) is int:
             return lambda _: value
         case ast.Name(id=name):
             return lambda symbols: symbols[name]
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = _evaluator(operand)
             return lambda symbols: -inner(symbols)
+        case ast.BinOp(op=ast.FloorDiv(), right=divisor) if not _is_positive(divisor):
+            pass
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
             apply, a, b = _BINARY[type(op)], _evaluator(left), _evaluator(right)
             return lambda symbols: apply(a(symbols), b(symbols))
-    raise InputError(f"the manifest has '{ast.unparse(tree)}' where a dim should be; recompile the artifact")
+    raise _no_dim(ast.unparse(tree))
+
+
+def _is_positive(tree: ast.expr) -> bool:
+    return isinstance(tree, ast.Constant) and type(tree.value) is int and tree.value > 0
 
 
 @dataclass(frozen=True)
@@ -189,7 +220,7 @@ class Entry:
 
     def _disagreement(self, tensor: Tensor, axis: int, found: int, expected: int, symbols: Mapping[str, int]) -> str:
         text = f"input '{tensor.name}' has extent {found} at axis {axis}; {tensor} needs {expected}"
-        used = {node.id for node in ast.walk(ast.parse(str(tensor.dims[axis]))) if isinstance(node, ast.Name)}
+        used = dim_symbols(tensor.dims[axis])
         origins = [
             f"{s.name} = {symbols[s.name]} from '{self.inputs[s.input].name}'" for s in self.symbols if s.name in used
         ]

@@ -20,6 +20,7 @@ from coilc.ir.location import current_location
 from coilc.ir.types import type_of
 
 from .aten import Call, dtype_from
+from .buffer_states import BufferStates
 from .higher_order import HIGHER_ORDER
 from .locations import location_of
 from .scalars import scalar
@@ -44,30 +45,12 @@ _SMALL = 16  # elements; a constant tensor up to this size stands in the graph, 
 
 
 def convert(program: ExportedProgram, names: Mapping[str, str]) -> Module:
-    """The IR of a lowered program, entry ``main``.
+    """The IR of a lowered program, entry ``main``; buffers that it updates are states.
 
     Args:
         names: torch's symbol names to the user's.
     """
-    _refuse_mutation(program)
     return Converter(program, names).module()
-
-
-def _refuse_mutation(program: ExportedProgram) -> None:
-    kinds = {
-        OutputKind.BUFFER_MUTATION: "buffer",
-        OutputKind.USER_INPUT_MUTATION: "input",
-        OutputKind.PARAMETER_MUTATION: "parameter",
-    }
-    nodes = {node.name: node for node in program.graph.nodes}
-    for spec in program.graph_signature.output_specs:
-        if spec.kind in kinds:
-            location = location_of(nodes[spec.arg.name])
-            raise CoilError(
-                f"the model updates {kinds[spec.kind]} '{spec.target}' in place, and an artifact's run leaves its "
-                f"inputs and weights as they are; return the new value as an output instead",
-                location and location.interior(),
-            )
 
 
 class Converter:
@@ -79,6 +62,7 @@ class Converter:
         self.scopes = [Scope()]
         self.around: list[Location | None] = []  # of the higher-order ops whose blocks are being converted
         self.inputs = self._input_names()
+        self.states = BufferStates(program, self.inputs.values())
         fakes = {
             self.inputs[n.name]: n.meta["val"]
             for n in program.graph.nodes
@@ -92,7 +76,9 @@ class Converter:
         if self.refused:
             raise UnsupportedError("the model uses what coilc cannot express yet:", list(dict.fromkeys(self.refused)))
         inputs = tuple(v for n, v in env.items() if n.name in self.inputs and isinstance(v, Value))
-        graph = Graph("main", inputs, self.outputs(results), tuple(self.symbols.ranges.items()))
+        outputs = self.outputs(results)
+        inputs, outputs = (*inputs, *self.states.before.values()), (*outputs, *self.states.after.items())
+        graph = Graph("main", inputs, outputs, tuple(self.symbols.ranges.items()), self.states.links)
         used = {node.attrs["name"] for node in graph.nodes if node.op.name == "weight"}
         return Module({"main": graph}, {name: array for name, array in self.weights.items() if name in used})
 
@@ -117,7 +103,10 @@ class Converter:
     def stored(self, spec: Any) -> Value:
         tensor = self.program.state_dict.get(spec.target)
         tensor = self.program.constants[spec.target] if tensor is None else tensor
-        return self.weight(spec.target, tensor)
+        if spec.target not in self.states.updated:
+            return self.weight(spec.target, tensor)
+        initial = self.weight(spec.target, tensor) if tensor.any() else None
+        return self.states.enter(spec.target, self.type_of(tensor), initial)
 
     def weight(self, name: str, tensor: torch.Tensor) -> Value:
         """A weight by its qualified name; tensors that share storage are one weight, under the first name."""
@@ -264,9 +253,13 @@ class Converter:
     def outputs(self, results: Any) -> tuple[tuple[str, Value], ...]:
         specs = self.program.graph_signature.output_specs
         flat = pytree.tree_leaves(results, is_leaf=lambda x: x is None)
-        names = _output_names(self.program, sum(s.kind == OutputKind.USER_OUTPUT for s in specs))
+        names = iter(_output_names(self.program, sum(s.kind == OutputKind.USER_OUTPUT for s in specs)))
         kept = []
-        for name, spec, value in zip(names, specs, flat, strict=True):
+        for spec, value in zip(specs, flat, strict=True):
+            if spec.kind == OutputKind.BUFFER_MUTATION:
+                self.states.after[str(spec.target)] = value
+                continue
+            name = next(names)
             if isinstance(spec.arg, TensorArgument):
                 kept.append((name, value))
             elif not isinstance(spec.arg, ConstantArgument):

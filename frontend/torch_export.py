@@ -78,11 +78,13 @@ def trace(
 
 
 def import_program(program: ExportedProgram | str | os.PathLike[str]) -> Module:
-    """An exported program, or the path of one (``.pt2``), as IR. Weights share memory with the program.
+    """An exported program, or the path of one (``.pt2``), as IR; weights share memory with the program.
+
+    Buffers that the program updates become states of the entry.
 
     Raises:
         UnsupportedError: with every op that the IR cannot express, and its source line.
-        CoilError: the program updates a buffer or an input in place.
+        CoilError: the program updates an input in place.
         InputError: the file is missing or is no exported program.
     """
     program = program if isinstance(program, ExportedProgram) else load_program(Path(program))

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from . import dims as d
+from .errors import InputError
 from .location import Location, at, current_location
 from .types import TensorType, dtype_of, type_of
 
@@ -177,6 +178,26 @@ class Graph:
     def with_results(self, results: Iterable[Value]) -> Graph:
         """The same graph computing other values under the same output names."""
         return replace(self, outputs=tuple((name, v) for (name, _), v in zip(self.outputs, results, strict=True)))
+
+    def with_states(self, pairs: Mapping[str, str]) -> Graph:
+        """The same graph with more states: inputs, which become the last ones, and the outputs that follow them.
+
+        Raises:
+            InputError: there is no such input or output, or their types differ.
+        """
+        inputs, outputs = {str(v.node.attrs["name"]): v for v in self.inputs}, dict(self.outputs)
+        for before, after in pairs.items():
+            for name, known, what in ((before, inputs, "input"), (after, outputs, "output")):
+                if name not in known:
+                    raise InputError(f"there is no {what} '{name}' to be a state; it has {', '.join(known)}")
+            if inputs[before].type != outputs[after].type:
+                raise InputError(
+                    f"the input '{before}' is {inputs[before].type} and the output '{after}' {outputs[after].type}: a state "
+                    f"keeps its size. Export a model whose cache grows without it; its states are found, not declared"
+                )
+        states = (*self.states, *pairs.items())
+        last = [inputs.pop(name) for name, _ in states]
+        return replace(self, inputs=(*inputs.values(), *last), states=states)
 
     def substitute(self, bindings: Mapping[str, d.Dim]) -> Graph:
         """The graph with symbols replaced everywhere, types, attributes and bodies included."""

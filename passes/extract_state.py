@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from coilc.ir import Graph, InputError, Location, Module, Node, UnsupportedError, Value, at
@@ -43,6 +43,8 @@ def extract_state(
             v1, v2 = causal_conv1d(x, v0, conv, optional=("state",), activation="none")
             return {"y": v1, "conv": v2}
 
+    A graph that has states of its own keeps them, and no others are looked for.
+
     Args:
         entries: names of the entries to keep; ``prefill`` and ``step`` are derived unless the module has them.
         source: the entry over whole sequences.
@@ -60,25 +62,34 @@ def extract_state(
     wanted = [name for name in entries if name in DERIVED and name not in module.entries]
     found = dict(module.entries)
     if wanted:
-        prefill = chunked(_source(module, source, time), time, context)
-        step = simplify(Module({STEP: replace(prefill, name=STEP).substitute({time: 1})}, module.weights))
-        found |= {PREFILL: prefill, STEP: step.entries[STEP]}
+        found |= _derived(module, wanted, _entry(module, source), time, context)
     missing = [name for name in entries if name not in found]
     if missing:
         raise InputError(f"the program has no entry '{missing[0]}'; it has {', '.join(module.entries)}")
     return replace(module, entries={name: found[name] for name in entries})
 
 
-def _source(module: Module, source: str, time: str) -> Graph:
+def _entry(module: Module, source: str) -> Graph:
     if source not in module.entries:
         raise InputError(f"{PREFILL} and {STEP} are derived from the entry '{source}', which the program does not have")
-    graph = module.entries[source]
+    return module.entries[source]
+
+
+def _derived(
+    module: Module, wanted: Collection[str], graph: Graph, time: str, context: int | None
+) -> Mapping[str, Graph]:
+    """``prefill`` and ``step``; a graph that has states already continues from them at whatever length it takes."""
+    if time not in graph.ranges and graph.states and PREFILL not in wanted:
+        return {STEP: replace(graph, name=STEP)}
     if time not in graph.ranges:
         raise InputError(
-            f"{PREFILL} and {STEP} need a dynamic length: entry '{source}' has no symbol '{time}'; export the model "
+            f"{PREFILL} and {STEP} need a dynamic length: entry '{graph.name}' has no symbol '{time}'; export the model "
             f"with dynamic_shapes that call the time axis '{time}'"
+            + (f", or ask for '{STEP}' alone, which is what '{graph.name}' does" if graph.states else "")
         )
-    return graph
+    prefill = replace(graph, name=PREFILL) if graph.states else chunked(graph, time, context)
+    step = simplify(Module({STEP: replace(prefill, name=STEP).substitute({time: 1})}, module.weights))
+    return {PREFILL: prefill, STEP: step.entries[STEP]}
 
 
 def chunked(graph: Graph, time: str, context: int | None = None) -> Graph:

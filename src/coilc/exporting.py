@@ -25,8 +25,12 @@ def export(
     *,
     dynamic_shapes: Any = None,
     lengths: Lengths | None = None,
+    states: Mapping[str, str] | None = None,
 ) -> Module:
     """A module as IR, traced in eval mode and without gradients; the entry is ``main``.
+
+    Buffers that the module updates become states: further inputs and outputs, which a session keeps. They start with the
+    values that they have now.
 
     Args:
         args, kwargs: example arguments. On dynamic axes any extent will do.
@@ -37,13 +41,26 @@ def export(
             up again and become one program, in which every number that differs is a linear function of the length. What
             the model does at certain lengths only, other than those two, is not seen. If torch can trace the dimension as
             a dynamic one, that is what happens instead.
+        states: names of inputs, and of the outputs that take their places in the next call: the module's own cache, of a
+            fixed size. A session keeps them, and starts with zeros.
 
     Raises:
         UnsupportedError: the model uses what coilc cannot express; all places are listed.
         CoilError: the model branches on values, or fixes a dynamic dimension; or its traces at two lengths differ in more
             than the length, and the message names the first operation that does.
-        InputError: the arguments, ``dynamic_shapes`` or ``lengths`` do not fit the model.
+        InputError: the arguments, ``dynamic_shapes``, ``lengths`` or ``states`` do not fit the model.
     """
+    found = _traced(module, args, kwargs, dynamic_shapes, lengths)
+    return found.map(lambda graph: graph.with_states(states)) if states else found
+
+
+def _traced(
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None,
+    dynamic_shapes: Any,
+    lengths: Lengths | None,
+) -> Module:
     if lengths is None:
         return frontend.export(module, args, kwargs, dynamic_shapes=dynamic_shapes)
     arguments = Arguments(module, args, dict(kwargs or {}))

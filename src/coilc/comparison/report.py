@@ -180,7 +180,8 @@ def _terminal(report: Report) -> list[Table | Text]:
         parts += [_cost_table(report), Text()]
     if report.layers:
         worst = max(report.layers, key=lambda row: row.error.relative_error)
-        text = f"{len(report.layers)} values inside the model compared; the largest relative error is "
+        values = "value" + "s" * (len(report.layers) > 1)
+        text = f"{len(report.layers)} {values} inside the model compared; the largest relative error is "
         text += f"{worst.error.relative_error:.1e}, at '{worst.name}'" + f" in {worst.scope}" * bool(worst.scope)
         parts.append(Text(text))
     parts.append(Text(("✓ " if report.ok else "✗ ") + verdict(report), style="bold green" if report.ok else "bold red"))

@@ -8,7 +8,7 @@ from .classify_delta_rule import scan_is_delta_rule
 from .classify_gated_linear_attention import scan_is_gated_linear_attention
 from .classify_linear_scan import carry_is_linear
 from .classify_selective_scan import absorb_skip_and_gate, scan_is_selective
-from .classify_wkv import scan_is_wkv
+from .classify_wkv import scan_is_plain_wkv, scan_is_wkv
 from .hoist_invariants import drop_unused, hoist_invariants
 from .rewrite import rewrite_module
 
@@ -27,6 +27,13 @@ def classify_scans(module: Module) -> Module:
 
     Needs: loops are scans. Guarantees: equal up to rounding; any other loop stays, with only what needs a carry in it.
     """
-    rules = (scan_is_selective, scan_is_gated_linear_attention, scan_is_delta_rule, scan_is_wkv, carry_is_linear)
+    rules = (
+        scan_is_selective,
+        scan_is_gated_linear_attention,
+        scan_is_delta_rule,
+        scan_is_wkv,
+        scan_is_plain_wkv,
+        carry_is_linear,
+    )
     named = rewrite_module(drop_unused(module), *rules)
     return absorb_skip_and_gate(hoist_invariants(named))

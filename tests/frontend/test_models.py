@@ -10,9 +10,11 @@ import pytest
 import torch
 from models import zoo
 
+from coilc.frontend import capture
 from coilc.frontend.capture import HOOKS
 from coilc.frontend.torch_export import export, import_program
 from coilc.ir import Module, interpret, verify
+from coilc.passes import run_pipeline
 
 TOLERANCE = 1e-5
 
@@ -105,6 +107,18 @@ def test_hooks_reach_hybrid_models(name: str) -> None:
         inputs = case.make_inputs(**size)
         found = interpret(module, {key: tensor.numpy() for key, tensor in inputs.items()})[case.output]
         assert relative_error(found, case.eager(inputs)[case.output].numpy()) <= TOLERANCE
+
+
+def test_rwkv_without_its_hook_is_found_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own loop over time, unrolled at one length."""
+    monkeypatch.setattr(capture, "HOOKS", {k: v for k, v in HOOKS.items() if k != "rwkv_linear_attention"})
+    case = zoo.MODELS["rwkv"]()
+    inputs = case.make_inputs(B=2, L=6)
+    module = run_pipeline(export(case.module, (), inputs), stop_after="recognise")
+    names = [node.op.name for node in module.entries["main"].nodes]
+    assert (names.count("wkv"), names.count("scan"), names.count("exp")) == (2, 0, 0)
+    found = interpret(module, {key: tensor.numpy() for key, tensor in inputs.items()})[case.output]
+    assert relative_error(found, case.eager(inputs)[case.output].numpy()) <= TOLERANCE
 
 
 def test_causal_models_need_no_mask() -> None:

@@ -1,4 +1,4 @@
-"""Loops that are RWKV-4's weighted average, and loops that nearly are."""
+"""Loops that are RWKV-4's weighted average, with and without a running maximum, and loops that nearly are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 from coilc.ir import Graph, Module, interpret, parse_graph, print_graph
 from coilc.passes import rewrite_module, tracing
-from coilc.passes.classify_wkv import scan_is_wkv
+from coilc.passes.classify_wkv import scan_is_plain_wkv, scan_is_wkv
 
 # Carries in another order than the op's: denominator, maximum, numerator.
 LOOP = """
@@ -57,7 +57,7 @@ def loop(reverse: bool = False) -> str:
 
 
 def classified(graph: Graph) -> Graph:
-    return rewrite_module(Module({"main": graph}), scan_is_wkv).entries["main"]
+    return rewrite_module(Module({"main": graph}), scan_is_wkv, scan_is_plain_wkv).entries["main"]
 
 
 def check(text: str, *optional: str) -> None:
@@ -98,4 +98,72 @@ def test_near_miss_says_why(found: str, instead: str, reason: str) -> None:
     with tracing() as trace:
         after = classified(graph)
     assert after == graph
+    assert reason in trace.declined[0].reason
+
+
+# The same without a maximum; the denominator is the first carry.
+PLAIN = """
+def main(k: f32[2, 5, 3], v: f32[2, 5, 3], w: f32[3], u: f32[3], b0: f32[2, 3], a0: f32[2, 3]):
+    d: f32[3] = exp(w)
+    def step(b: f32[2, 3], a: f32[2, 3], k: f32[2, 3], v: f32[2, 3], d: f32[3], u: f32[3]):
+        d0: f32[2, 3] = broadcast(d, dims=(2, 3))
+        u0: f32[2, 3] = broadcast(u, dims=(2, 3))
+        now: f32[2, 3] = exp(k)
+        sum: f32[2, 3] = add(u0, k)
+        own: f32[2, 3] = exp(sum)
+        share: f32[2, 3] = mul(v, own)
+        above: f32[2, 3] = add(share, a)
+        below: f32[2, 3] = add(b, own)
+        y: f32[2, 3] = div(above, below)
+        s0: f32[2, 3] = mul(a, d0)
+        s1: f32[2, 3] = mul(now, v)
+        next_a: f32[2, 3] = add(s1, s0)
+        s2: f32[2, 3] = mul(d0, b)
+        next_b: f32[2, 3] = add(s2, now)
+        z: f32[2, 3] = tanh(y)
+        return {"b": next_b, "a": next_a, "z": z}
+    b, a, z = scan(b0, a0, k, v, d, u, body=step, carries=2, sequences=2, axis=1, reverse=False)
+    return {"z": z, "a": a, "b": b}
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "instead"),
+    [
+        ("", ""),
+        ("reverse=False", "reverse=True"),
+        ("add(u0, k)\n        own: f32[2, 3] = exp(sum)", "exp(u0)\n        own: f32[2, 3] = mul(sum, now)"),
+        ("exp(w)", "constant(value=array(f32, [0.5, 0.9, 1.0]))"),
+        ("exp(w)", "sigmoid(w)"),
+    ],
+    ids=["as it stands", "backwards", "product of exponentials", "constant decay", "sigmoid"],
+)
+def test_loop_without_maximum_is_wkv(found: str, instead: str) -> None:
+    check(PLAIN.replace(found, instead), "num", "den", "max")
+
+
+def test_large_keys_no_longer_overflow() -> None:
+    before = parse_graph(PLAIN)
+    rng = np.random.default_rng(0)
+    feed = {v.node.attrs["name"]: rng.uniform(0, 1, v.dims).astype(np.float32) for v in before.inputs}
+    feed["k"] += 100
+    after = interpret(Module({"main": classified(before)}), feed)["z"]
+    np.testing.assert_allclose(after, interpret(Module({"main": before}), feed, wide=True)["z"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("found", "instead", "reason"),
+    [
+        ("now: f32[2, 3] = exp(k)", "now: f32[2, 3] = tanh(k)", "no carry is a fading sum of exponentials"),
+        ("mul(a, d0)", "mul(a, u0)", "the other carry is not a sum of weighted values"),
+        ("add(b, own)", "add(b, now)", "no output is the quotient"),
+        ("add(u0, k)", "add(u0, v)", "does not weigh the current token"),
+        ("exp(w)", "tanh(w)", "may be negative"),
+        ("broadcast(d, dims=(2, 3))", "exp(v)", "not one number per channel"),
+    ],
+)
+def test_near_miss_without_maximum_says_why(found: str, instead: str, reason: str) -> None:
+    graph = parse_graph(PLAIN.replace(found, instead))
+    with tracing() as trace:
+        assert classified(graph) == graph
     assert reason in trace.declined[0].reason

@@ -82,7 +82,9 @@ def _rows_table(rows: Sequence[Row], what: str) -> str:
     headings = [what, "shape", "relative error", "allowed", "max abs error", "cosine"]
     headings += ["same argmax"] * scores + ["PyTorch to float64", "artifact to float64"] * exact + ["where"] * where
     bad = [index for index, row in enumerate(rows) if not row.ok]
-    return _table(headings, [_cells(row, scores, exact, where) for row in rows], text=[len(headings) - 1] * where, bad=bad)
+    return _table(
+        headings, [_cells(row, scores, exact, where) for row in rows], text=[len(headings) - 1] * where, bad=bad
+    )
 
 
 def _cells(row: Row, scores: bool, exact: bool, where: bool) -> list[str]:

@@ -1,0 +1,79 @@
+"""transformers' ``generate`` on an artifact gives what it gives on the trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from transformers import MambaForCausalLM
+
+import coilc
+from coilc.generation import CoilForCausalLM
+
+TRAINED = Path(__file__).resolve().parents[2] / "examples" / "models" / "stdlib-mamba"
+STOPS = b"(.\n"
+PROMPT = b"def read_lines(path):\n    "
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[CoilForCausalLM, Any]:
+    eager = MambaForCausalLM.from_pretrained(TRAINED).eval()
+    program = coilc.export(
+        eager, (torch.ones(2, 8, dtype=torch.int64),), dynamic_shapes={"input_ids": {0: "B", 1: "L"}}
+    )
+    path = coilc.compile(program, tmp_path_factory.mktemp("lm") / "lm.coil", entries=("prefill", "step"))
+    return CoilForCausalLM(path, eager.config, threads=1), eager
+
+
+def prompts(*texts: bytes) -> torch.Tensor:
+    return torch.tensor([list(text) for text in texts])
+
+
+def test_greedy_tokens_are_those_of_eager(models: tuple[CoilForCausalLM, Any]) -> None:
+    compiled, eager = models
+    found, expected = (m.generate(prompts(PROMPT), max_new_tokens=100, do_sample=False) for m in (compiled, eager))
+    assert found.shape[1] == len(PROMPT) + 100
+    assert torch.equal(found, expected)
+
+
+def test_samples_are_seeded_and_rows_independent(models: tuple[CoilForCausalLM, Any]) -> None:
+    compiled, _ = models
+
+    def sample(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return compiled.generate(
+            prompts(PROMPT, PROMPT[::-1]),
+            max_new_tokens=12,
+            do_sample=True,
+            top_k=20,
+            temperature=0.8,
+            num_return_sequences=2,
+        )
+
+    assert sample(0).shape == (4, len(PROMPT) + 12)
+    assert torch.equal(sample(0), sample(0))
+    assert not torch.equal(sample(0), sample(1))
+
+
+def test_scores_and_stop_tokens(models: tuple[CoilForCausalLM, Any]) -> None:
+    compiled, eager = models
+    options = {"max_new_tokens": 60, "do_sample": False, "return_dict_in_generate": True, "output_scores": True}
+    found, expected = (m.generate(prompts(PROMPT), eos_token_id=list(STOPS), **options) for m in (compiled, eager))
+    assert torch.equal(found.sequences, expected.sequences)
+    assert found.sequences[0, -1] in list(STOPS)
+    assert len(found.scores) < options["max_new_tokens"]
+    torch.testing.assert_close(torch.cat(found.scores), torch.cat(expected.scores), rtol=1e-4, atol=1e-4)
+
+
+def test_what_a_session_cannot_do(models: tuple[CoilForCausalLM, Any]) -> None:
+    compiled, _ = models
+    with pytest.raises(coilc.InputError, match="there is no beam search"):
+        compiled.generate(prompts(PROMPT), max_new_tokens=3, num_beams=2)
+    mask = torch.tensor([[0, 1, 1]])
+    with pytest.raises(coilc.InputError, match="padding would become part"):
+        compiled.generate(prompts(b"abc"), attention_mask=mask, max_new_tokens=3)

@@ -1,9 +1,10 @@
-"""From an artifact to an archive for a device: one static program and its weights, and nothing else to install."""
+"""From an artifact to what other machines and programs use: an archive with one static program, or a static library."""
 
 from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import tarfile
 from collections.abc import Callable, Mapping
 from io import BytesIO
@@ -12,27 +13,32 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import coilc.runtime
-from coilc.ir import InputError
+from coilc.ir import CoilError, InputError
 from coilc.runtime.artifact import KERNELS, PLAN, WEIGHTS, check_files, read_manifest
 from coilc.runtime.errors import ArtifactError
 
-from .link import NATIVE, link_program
+from .link import NATIVE, link_archive, link_program
 
 DEVICE = Path(coilc.runtime.__file__).parent / "device"
 PROGRAM = "coil-run"
+HEADER = "coil.h"
+TOKENIZER = "tokenizer.json"  # of a user, in the artifact; the program takes ids then
+Progress = Callable[[str, float | None], None]
 README = "./coil-run describe says what this model takes; ./coil-run --help lists the commands.\n"
 
 
 def bundle(
     artifact: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    progress: Callable[[str, float | None], None] | None = None,
+    embed_weights: bool = False,
+    progress: Progress | None = None,
 ) -> Path:
     """Write ``output``, an archive of a folder with the program, the weights and one line about them.
 
     Args:
         artifact: what ``compile`` wrote, for this machine or another one.
         output: a path that ends in ``.tar.gz``; it appears complete or not at all.
+        embed_weights: put the weights into the program, which then opens no file.
         progress: called with each stage's name when it starts.
 
     Returns:
@@ -46,33 +52,109 @@ def bundle(
     folder, path, report = Path(artifact), Path(output), progress or (lambda stage, seconds: None)
     if not path.name.endswith(".tar.gz"):
         raise InputError(f"{path}: a bundle's name ends in .tar.gz")
+    manifest = _checked_manifest(folder)
+    with TemporaryDirectory(prefix="coilc-") as scratch:
+        program = Path(scratch) / PROGRAM
+        report("link", None)
+        link_device_program(folder, manifest, program, embed_weights)
+        report("pack", None)
+        weights = {} if embed_weights else {WEIGHTS: folder / WEIGHTS}
+        _write_archive(path, folder.stem, {PROGRAM: program, **weights})
+    return path
+
+
+def write_static_library(
+    artifact: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    embed_weights: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the folder ``output`` with ``libNAME.a``, ``coil.h`` and the weights, for linking into other programs.
+
+    Args:
+        artifact: as for ``bundle``; its name is the library's.
+        output: a folder; files in it of the same names are replaced.
+        embed_weights: put the weights into the library; ``coil_open`` then needs neither path nor memory.
+        progress: as for ``bundle``.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ArtifactError: as for ``bundle``.
+        CoilError: compiling failed, or the folder cannot be written.
+    """
+    folder, place, report = Path(artifact), Path(output), progress or (lambda stage, seconds: None)
+    manifest = _checked_manifest(folder)
+    report("archive", None)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".coilc-", dir=place) as scratch:
+            staging = Path(scratch)
+            inputs, flags = _model_inputs(folder, manifest, staging, embed_weights)
+            library = staging / f"lib{folder.resolve().stem}.a"
+            link_archive(inputs, library, manifest["target"]["triple"], [NATIVE], flags)
+            shutil.copy(NATIVE / HEADER, staging)
+            if not embed_weights:
+                shutil.copy(folder / WEIGHTS, staging)
+            for path in (library, staging / HEADER, *([] if embed_weights else [staging / WEIGHTS])):
+                os.replace(path, place / path.name)
+    except OSError as error:
+        raise CoilError(f"cannot write '{place}': {error.strerror}") from None
+    return place
+
+
+def link_device_program(folder: Path, manifest: Mapping[str, Any], output: Path, embed_weights: bool = False) -> None:
+    """Link the kernels and the plan of an artifact with ``coil-run`` into ``output``, a static executable."""
+    with TemporaryDirectory(prefix="coilc-") as scratch:
+        inputs, flags = _model_inputs(folder, manifest, Path(scratch), embed_weights)
+        machine = Path(scratch) / "machine.c"
+        machine.write_text(_machine_source(manifest["target"], embed_weights, (folder / TOKENIZER).is_file()))
+        sources = [machine, *sorted(DEVICE.glob("*.c")), *inputs]
+        link_program(sources, output, manifest["target"]["triple"], [NATIVE, DEVICE], flags)
+
+
+def _checked_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_manifest(folder)
     check_files(folder, manifest)
     if PLAN not in manifest["files"]:
         raise ArtifactError(f"'{folder}' lacks {PLAN}, which a bundle is linked from: recompile it")
-    with TemporaryDirectory(prefix="coilc-") as scratch:
-        program = Path(scratch) / PROGRAM
-        report("link", None)
-        link_device_program(folder, manifest, program)
-        report("pack", None)
-        _write_archive(path, folder.stem, {PROGRAM: program, WEIGHTS: folder / WEIGHTS})
-    return path
+    return manifest
 
 
-def link_device_program(folder: Path, manifest: Mapping[str, Any], output: Path) -> None:
-    """Link the kernels and the plan of an artifact with ``coil-run`` into ``output``, a static executable."""
-    machine = output.with_suffix(".machine.c")
-    machine.write_text(_machine_source(manifest["target"]))
-    sources = [folder / PLAN, machine, *sorted(NATIVE.glob("*.c")), *sorted(DEVICE.glob("*.c"))]
-    objects = [folder / KERNELS] if KERNELS in manifest["files"] else []
-    link_program([*sources, *objects], output, manifest["target"]["triple"], [NATIVE, DEVICE])
+def _model_inputs(
+    folder: Path, manifest: Mapping[str, Any], scratch: Path, embed_weights: bool
+) -> tuple[list[Path], list[str]]:
+    """Plan, runtime, kernels and perhaps weights, and the flags that they are compiled with."""
+    inputs = [folder / PLAN, *sorted(NATIVE.glob("*.c"))]
+    inputs += [folder / KERNELS] if KERNELS in manifest["files"] else []
+    if not embed_weights:
+        return inputs, []
+    source = scratch / "weights.S"
+    digest = manifest["files"][WEIGHTS]["sha256"]
+    source.write_text(_WEIGHTS_SOURCE.format(digest=digest, path=(folder / WEIGHTS).resolve()))
+    return [*inputs, source], ["-DCOIL_EMBEDDED_WEIGHTS"]
 
 
-def _machine_source(target: Mapping[str, Any]) -> str:
+# The digest is for the compiler's cache, which looks at this text but not at the file that it includes.
+_WEIGHTS_SOURCE = """/* {digest} */
+.section .rodata.coil_weights, "a", %progbits
+.balign 64
+.globl coil_weights, coil_weights_end
+.hidden coil_weights, coil_weights_end
+coil_weights:
+.incbin "{path}"
+coil_weights_end:
+.section .note.GNU-stack, "", %progbits
+"""
+
+
+def _machine_source(target: Mapping[str, Any], embedded: bool, tokenizer: bool) -> str:
     features = "".join(f'"{feature}", ' for feature in target["features"])
     return (
         f'#include <stddef.h>\n\n#include "device.h"\n\nconst char coil_target[] = "{target["name"]}";\n'
         f"const char *const coil_features[] = {{{features}NULL}};\n"
+        f"const bool coil_embedded = {int(embedded)};\nconst bool coil_tokenizer = {int(tokenizer)};\n"
     )
 
 

@@ -43,21 +43,41 @@ def link_library(plan_source: Path, objects: Sequence[Path], output: Path, tripl
 
 
 def link_program(
-    inputs: Sequence[Path], output: Path, triple: str, folders: Sequence[Path], compiler: str = ""
+    inputs: Sequence[Path],
+    output: Path,
+    triple: str,
+    folders: Sequence[Path],
+    flags: Sequence[str] = (),
+    compiler: str = "",
 ) -> None:
     """Compile and link C files and objects into a stripped static executable that needs no library of the system.
 
     Args:
         triple: target of the objects, as in ``link_library``; ziglang brings musl for it.
         folders: where headers are.
+        flags: of the compiler, besides its usual ones.
 
     Raises:
         CoilError: as ``link_library``.
     """
     linker = ["-static", "-s", "-Wl,--gc-sections", "-lm"]
-    compilation = [*FLAGS, *(f"-I{folder}" for folder in folders), *map(str, inputs)]
+    compilation = [*FLAGS, *flags, *(f"-I{folder}" for folder in folders), *map(str, inputs)]
     command = _compiler(triple.replace("-gnu", "-musl"), compiler)
     _run([*command, *compilation, *linker, "-o", str(output)])
+
+
+def link_archive(
+    inputs: Sequence[Path], output: Path, triple: str, folders: Sequence[Path], flags: Sequence[str] = ()
+) -> None:
+    """Compile C files and put them and objects into a static library, for the system's C library; as ``link_program``.
+
+    The objects are linked into one first, which any linker then takes whole.
+    """
+    with TemporaryDirectory(prefix="coilc-") as scratch:
+        whole = Path(scratch) / "model.o"
+        compilation = [*FLAGS, *flags, *(f"-I{folder}" for folder in folders), *map(str, inputs)]
+        _run([*_compiler(f"{triple}.{_GLIBC}", ""), *compilation, "-g0", "-r", "-o", str(whole)])
+        _run([sys.executable, "-m", "ziglang", "ar", "rcsD", str(output), str(whole)])
 
 
 def _compiler(target: str, compiler: str) -> list[str]:

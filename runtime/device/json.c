@@ -1,38 +1,41 @@
 /* json.c: see json.h. */
 #include "json.h"
 
-#include <stdio.h>
-
+static FILE *stream; /* NULL: standard output */
 static int depth, items; /* items: written so far in the open object or list */
 
+static FILE *out(void) { return stream ? stream : stdout; }
+
+void json_to(FILE *file) { stream = file; }
+
 static void string(const char *text) {
-    putchar('"');
+    putc('"', out());
     for (const unsigned char *c = (const unsigned char *)text; *c; c++)
         if (*c < 32)
-            printf("\\u%04x", *c);
+            fprintf(out(), "\\u%04x", *c);
         else
-            printf(*c == '"' || *c == '\\' ? "\\%c" : "%c", *c);
-    putchar('"');
+            fprintf(out(), *c == '"' || *c == '\\' ? "\\%c" : "%c", *c);
+    putc('"', out());
 }
 
 static void item(const char *key) {
-    if (items++) putchar(',');
-    if (depth) printf("\n%*s", 2 * depth, "");
-    if (key) string(key), printf(": ");
+    if (items++) putc(',', out());
+    if (depth) fprintf(out(), "\n%*s", 2 * depth, "");
+    if (key) string(key), fprintf(out(), ": ");
 }
 
 void json_open(const char *key, char bracket) {
     item(key);
-    putchar(bracket);
+    putc(bracket, out());
     depth++, items = 0;
 }
 
 void json_close(char bracket) {
     depth--;
-    if (items) printf("\n%*s", 2 * depth, "");
-    putchar(bracket);
+    if (items) fprintf(out(), "\n%*s", 2 * depth, "");
+    putc(bracket, out());
     items = 1; /* of the enclosing one, which now has at least this */
-    if (!depth) putchar('\n');
+    if (!depth) putc('\n', out());
 }
 
 void json_string(const char *key, const char *text) {
@@ -42,17 +45,17 @@ void json_string(const char *key, const char *text) {
 
 void json_integer(const char *key, int64_t number) {
     item(key);
-    printf("%lld", (long long)number);
+    fprintf(out(), "%lld", (long long)number);
 }
 
-void json_seconds(const char *key, double seconds) {
+void json_number(const char *key, double seconds) {
     item(key);
-    printf("%.9f", seconds);
+    fprintf(out(), "%.9f", seconds);
 }
 
 void json_dims(const char *key, int32_t rank, const int64_t *dims) {
     item(key);
-    putchar('[');
-    for (int32_t i = 0; i < rank; i++) printf(i ? ", %lld" : "%lld", (long long)dims[i]);
-    putchar(']');
+    putc('[', out());
+    for (int32_t i = 0; i < rank; i++) fprintf(out(), i ? ", %lld" : "%lld", (long long)dims[i]);
+    putc(']', out());
 }

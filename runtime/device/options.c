@@ -5,18 +5,48 @@
 #include <errno.h>
 #include <sched.h>
 #include <stdarg.h>
-#include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 static const char USAGE[] =
     "usage: coil-run describe [--dim NAME=NUMBER ...]\n"
-    "       coil-run run --input NAME=FILE.npy ... [--output FOLDER]\n"
+    "       coil-run run --input NAME=FILE.npy ... [--output FOLDER] [--state FILE] [--save-state FILE]\n"
     "       coil-run bench [--input NAME=FILE.npy ...] [--dim NAME=NUMBER ...] [--runs NUMBER]\n"
-    "every command takes --entry NAME, --threads NUMBER and --weights FILE and prints JSON.\n"
-    "The weights are weights.safetensors beside this program, the entry is the first one, the threads are the cores.\n"
+    "       coil-run generate --prompt TEXT [--stop TEXT] | --ids NUMBER,...  [--tokens NUMBER] [--seed NUMBER]\n"
+    "                         [--temperature NUMBER] [--top-k NUMBER] [--top-p NUMBER]\n"
+    "every command takes --entry NAME, --threads NUMBER and --weights FILE and prints JSON; generate prints text, and its\n"
+    "JSON on stderr. The weights are weights.safetensors beside this program, or inside it; the entry is the first one; the\n"
+    "threads are the cores. A text has 128 tokens, seed 0, temperature 1; temperature 0 takes the likeliest token.\n"
     "Exit codes: 0 fine; 2 bad input; 4 damaged weights, another machine's code, or no memory.\n";
+
+typedef enum kind { TEXT, NUMBER, REAL, PAIR } kind;
+
+static const struct option {
+    const char *name;
+    kind kind;
+    size_t offset;
+    int64_t low, high;
+} OPTIONS[] = {
+    {"--input", PAIR, offsetof(options, inputs), 0, 0},
+    {"--dim", PAIR, offsetof(options, dims), 0, 0},
+    {"--entry", TEXT, offsetof(options, entry), 0, 0},
+    {"--weights", TEXT, offsetof(options, weights), 0, 0},
+    {"--output", TEXT, offsetof(options, output), 0, 0},
+    {"--state", TEXT, offsetof(options, state), 0, 0},
+    {"--save-state", TEXT, offsetof(options, save_state), 0, 0},
+    {"--prompt", TEXT, offsetof(options, prompt), 0, 0},
+    {"--ids", TEXT, offsetof(options, ids), 0, 0},
+    {"--stop", TEXT, offsetof(options, stop), 0, 0},
+    {"--threads", NUMBER, offsetof(options, threads), 1, 1024},
+    {"--runs", NUMBER, offsetof(options, runs), 1, 1000000},
+    {"--tokens", NUMBER, offsetof(options, tokens), 1, INT32_MAX},
+    {"--top-k", NUMBER, offsetof(options, top_k), 0, INT32_MAX},
+    {"--seed", NUMBER, offsetof(options, seed), 0, INT64_MAX},
+    {"--temperature", REAL, offsetof(options, temperature), 0, 1000000},
+    {"--top-p", REAL, offsetof(options, top_p), 0, 1},
+};
 
 void die(int code, const char *format, ...) {
     va_list values;
@@ -36,38 +66,40 @@ static int64_t number_of(const char *option, const char *text, int64_t low, int6
     return number;
 }
 
-static void add_pair(pair *pairs, int32_t *count, const char *option, char *text) {
+static double real_of(const char *option, const char *text, int64_t low, int64_t high) {
+    char *end;
+    double number = strtod(text, &end);
+    if (*end || end == text || !(number >= (double)low && number <= (double)high))
+        die(EXIT_INPUT, "%s takes a number from %lld to %lld, not '%s'", option, (long long)low, (long long)high, text);
+    return number;
+}
+
+static void add_pair(pairs *pairs, const char *option, char *text) {
     char *value = strchr(text, '=');
     if (!value || value == text) die(EXIT_INPUT, "%s takes NAME=VALUE, not '%s'", option, text);
-    if (*count == MAX_PAIRS) die(EXIT_INPUT, "%s can be given %d times", option, MAX_PAIRS);
+    if (pairs->count == MAX_PAIRS) die(EXIT_INPUT, "%s can be given %d times", option, MAX_PAIRS);
     *value++ = 0;
-    for (int32_t i = 0; i < *count; i++)
-        if (!strcmp(pairs[i].name, text)) die(EXIT_INPUT, "%s %s is given twice", option, text);
-    pairs[(*count)++] = (pair){text, value};
+    for (int32_t i = 0; i < pairs->count; i++)
+        if (!strcmp(pairs->items[i].name, text)) die(EXIT_INPUT, "%s %s is given twice", option, text);
+    pairs->items[pairs->count++] = (pair){text, value};
 }
 
-static void read_option(options *found, const char *option, char *value) {
-    if (!strcmp(option, "--input"))
-        add_pair(found->inputs, &found->input_count, option, value);
-    else if (!strcmp(option, "--dim"))
-        add_pair(found->dims, &found->dim_count, option, value);
-    else if (!strcmp(option, "--entry"))
-        found->entry = value;
-    else if (!strcmp(option, "--weights"))
-        found->weights = value;
-    else if (!strcmp(option, "--output"))
-        found->output = value;
-    else if (!strcmp(option, "--threads"))
-        found->threads = (int32_t)number_of(option, value, 1, 1024);
+static const struct option *find_option(const char *name) {
+    for (size_t i = 0; i < sizeof OPTIONS / sizeof *OPTIONS; i++)
+        if (!strcmp(OPTIONS[i].name, name)) return &OPTIONS[i];
+    die(EXIT_INPUT, "there is no option '%s'; coil-run --help lists them", name);
+}
+
+static void read_option(options *found, const struct option *option, char *value) {
+    void *place = (char *)found + option->offset;
+    if (option->kind == PAIR)
+        add_pair(place, option->name, value);
+    else if (option->kind == TEXT)
+        *(const char **)place = value;
+    else if (option->kind == NUMBER)
+        *(int64_t *)place = number_of(option->name, value, option->low, option->high);
     else
-        found->runs = (int32_t)number_of(option, value, 1, 1000000);
-}
-
-static bool known(const char *option) {
-    static const char *const NAMES[] = {"--input", "--dim", "--entry", "--weights", "--output", "--threads", "--runs"};
-    for (size_t i = 0; i < sizeof NAMES / sizeof *NAMES; i++)
-        if (!strcmp(option, NAMES[i])) return true;
-    return false;
+        *(double *)place = real_of(option->name, value, option->low, option->high);
 }
 
 static int32_t cores(void) {
@@ -80,11 +112,11 @@ options read_options(int argc, char **argv) {
         fputs(USAGE, argc < 2 ? stderr : stdout);
         exit(argc < 2 ? EXIT_INPUT : 0);
     }
-    options found = {.command = argv[1], .threads = cores(), .runs = 10};
+    options found = {.command = argv[1], .threads = cores(), .runs = 10, .tokens = 128, .temperature = 1, .top_p = 1};
     for (int i = 2; i < argc; i += 2) {
-        if (!known(argv[i])) die(EXIT_INPUT, "there is no option '%s'; coil-run --help lists them", argv[i]);
+        const struct option *option = find_option(argv[i]);
         if (i + 1 == argc) die(EXIT_INPUT, "%s needs a value", argv[i]);
-        read_option(&found, argv[i], argv[i + 1]);
+        read_option(&found, option, argv[i + 1]);
     }
     return found;
 }

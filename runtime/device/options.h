@@ -12,11 +12,18 @@ typedef struct pair {
     const char *value;
 } pair;
 
+typedef struct pairs {
+    int32_t count;
+    pair items[MAX_PAIRS];
+} pairs;
+
+/* What is not given is NULL, or the default that --help names. */
 typedef struct options {
-    const char *command, *entry, *weights, *output;
-    int32_t threads, runs;
-    int32_t input_count, dim_count;
-    pair inputs[MAX_PAIRS], dims[MAX_PAIRS];
+    const char *command, *entry, *weights, *output, *state, *save_state;
+    const char *prompt, *ids, *stop;
+    int64_t threads, runs, tokens, top_k, seed;
+    double temperature, top_p;
+    pairs inputs, dims;
 } options;
 
 /* Say `coil-run: <sentence>` on stderr and end the program. */

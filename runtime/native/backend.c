@@ -13,7 +13,7 @@ int TVMFFIEnvModRegisterSystemLibSymbol(const char *name, void *symbol);
 
 int TVMBackendParallelLaunch(task_function *function, void *data, int tasks) {
     if (!coil_worker) return -1;
-    return pool_launch(coil_worker->pool, coil_worker, function, data, tasks);
+    return coil_pool_launch(coil_worker->pool, coil_worker, function, data, tasks);
 }
 
 /* Scratch is a stack per thread: a kernel releases in the reverse order of its requests. */
@@ -26,7 +26,7 @@ void *TVMBackendAllocWorkspace(int device, int id, uint64_t bytes, int dtype_cod
         char text[MESSAGE_BYTES];
         snprintf(text, sizeof text, "needs %llu bytes of scratch, the plan left %zu", (unsigned long long)bytes,
                  capacity - self->used);
-        pool_report(self->pool, text);
+        coil_pool_report(self->pool, text);
         return NULL;
     }
     void *memory = self->scratch + self->used;
@@ -47,7 +47,7 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
     int length = snprintf(text, sizeof text, "%s: ", kind);
     for (int32_t i = 0; i < count && length < (int)sizeof text; i++)
         if (parts[i]) length += snprintf(text + length, sizeof text - (size_t)length, "%s", parts[i]);
-    pool_report(coil_worker->pool, text);
+    coil_pool_report(coil_worker->pool, text);
 }
 
 /* Kernels announce their names to TVM's loader; the plan refers to them by address instead. */

@@ -108,7 +108,7 @@ static bool entry_fits(const coil_entry *entry, const plan_entry *plan) {
            symbols_fit(entry) && states_fit(entry, plan) && args_fit(entry, plan) && calls_fit(entry, plan);
 }
 
-int check_plan(void) {
+int coil_check_plan(void) {
     const coil_description *all = &coil_plan.description;
     bool fits = all->abi_version == COIL_ABI_VERSION && all->entry_count > 0 && table(all->entries, all->entry_count) &&
                 table(coil_plan.entries, all->entry_count) && table(coil_plan.weights, coil_plan.weight_count) &&
@@ -176,7 +176,7 @@ static bool states_keep_their_size(int32_t index, const int64_t *quantities) {
     return true;
 }
 
-int check_sizes(int32_t index, const int64_t *quantities) {
+int coil_check_sizes(int32_t index, const int64_t *quantities) {
     const coil_entry *entry = &coil_plan.description.entries[index];
     const plan_entry *plan = &coil_plan.entries[index];
     if (!tensors_bounded(entry->inputs, plan->input_dims, entry->input_count, quantities) ||

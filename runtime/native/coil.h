@@ -8,7 +8,7 @@
  *     coil_options options = {.size = sizeof options, .weights_path = "m.coil/weights.safetensors"};
  *     if (coil_open(&options, &model) || coil_session_open(model, 2, &session)) puts(coil_error_message());
  *     int64_t symbols[] = {1, 512};                       // in the order of coil_describe()->entries[0].symbols
- *     coil_session_bind(session, 0, symbols);             // the only call that may grow memory
+ *     coil_session_bind(session, 0, symbols);             // may grow memory; a run never does
  *     coil_session_run(session, 0, inputs, outputs);      // allocates nothing
  *
  * Functions that can fail return a coil_status; coil_error_message() then has one sentence about it.
@@ -24,6 +24,7 @@ extern "C" {
 #endif
 
 #define COIL_ABI_VERSION 3
+#define COIL_MODEL_BYTES 64
 #define COIL_API __attribute__((visibility("default")))
 
 typedef enum coil_status {
@@ -84,6 +85,7 @@ typedef struct coil_options {
     const char *weights_path; /* mapped read-only; or */
     const void *weights;      /* the file's content in memory, 64-byte aligned, kept alive by the caller */
     uint64_t weights_bytes;   /* size of that memory */
+    void *memory;             /* COIL_MODEL_BYTES for the model, 64-byte aligned, kept by the caller; NULL: malloc */
 } coil_options;
 
 typedef struct coil_model coil_model;
@@ -99,7 +101,7 @@ COIL_API const coil_description *coil_describe(void);
 /* The sentence about the last failure in this thread, or "". Valid until the next call in this thread. */
 COIL_API const char *coil_error_message(void);
 
-/* Map and check the weights. COIL_ARGUMENT, COIL_WEIGHTS, COIL_MEMORY. */
+/* Map and check the weights; without a path or memory, take those that were linked in (`--embed-weights`). COIL_ARGUMENT, COIL_WEIGHTS, COIL_MEMORY. */
 COIL_API int coil_open(const coil_options *options, coil_model **model);
 
 /* Unmap the weights; every session must be closed before. NULL is allowed. */
@@ -116,9 +118,21 @@ COIL_API void coil_session_close(coil_session *session);
  * COIL_ARGUMENT (a symbol outside its range, sizes that overflow), COIL_MEMORY, COIL_BUSY. */
 COIL_API int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbols);
 
-/* The same, with the symbols found from the dims of the inputs: a list per input, as long as its rank (NULL for rank 0).
+/* The same, with the symbols found from the dims of the inputs: a list per input, as long as its rank (NULL for rank 0,
+ * and for a state, whose dims follow from the others).
  * Also COIL_ARGUMENT when a dim does not fit the input's type, or two inputs disagree. */
 COIL_API int coil_session_bind_shapes(coil_session *session, int32_t entry, const int64_t *const *dims);
+
+/* For programs without malloc, threads or files: a session in memory that the caller gives, 64-byte aligned. It runs in
+ * the calling thread, never grows and never calls the allocator; closing it is not needed. */
+
+/* Bytes for such a session. `symbols` has, per entry of coil_describe(), the values with the largest arena that it will be
+ * bound to, or NULL for an entry that will not be bound. COIL_ARGUMENT. */
+COIL_API int coil_session_bytes(const int64_t *const *symbols, uint64_t *bytes);
+
+/* A session in `memory`; what it does not need for itself becomes the arena. coil_session_bind then fails with COIL_MEMORY
+ * where that is too small. COIL_ARGUMENT, COIL_MEMORY. */
+COIL_API int coil_session_open_in(const coil_model *model, void *memory, uint64_t bytes, coil_session **session);
 
 /* Concrete dims of input `index` (output != 0: of output `index`) of a bound entry; `dims` has room for its rank. */
 COIL_API int coil_session_dims(const coil_session *session, int32_t entry, int output, int32_t index, int64_t *dims);
@@ -144,7 +158,7 @@ COIL_API int coil_session_trace(coil_session *session, int32_t entry, const void
  * memory of one state. COIL_ARGUMENT (also: the model has no states), COIL_MEMORY. */
 COIL_API int coil_state_open(int32_t history, coil_state **state);
 
-/* Release the memory. NULL is allowed. */
+/* Release the memory, unless it is the caller's. NULL is allowed. */
 COIL_API void coil_state_close(coil_state *state);
 
 /* Run a bound entry that has states: those come from `state` and go back to it when the run succeeds, without copies;
@@ -158,6 +172,11 @@ COIL_API int coil_session_advance(coil_session *session, int32_t entry, coil_sta
  * into `batch`, any state that is not one of them, and back; for each it counts as a call. Also COIL_MEMORY. */
 COIL_API int coil_session_advance_all(coil_session *session, int32_t entry, coil_state *const *states, int32_t count,
                                       coil_state *batch, const void *const *inputs, void *const *outputs);
+
+/* The same in memory that the caller gives, as for sessions: bytes for a state of `entry` at these symbols, and the state.
+ * COIL_ARGUMENT, COIL_MEMORY. */
+COIL_API int coil_state_bytes(int32_t entry, const int64_t *symbols, int32_t history, uint64_t *bytes);
+COIL_API int coil_state_open_in(int32_t history, void *memory, uint64_t bytes, coil_state **state);
 
 /* Back to the start of a sequence. */
 COIL_API int coil_state_reset(coil_state *state);

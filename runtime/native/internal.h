@@ -2,6 +2,7 @@
 #ifndef COIL_INTERNAL_H
 #define COIL_INTERNAL_H
 
+#include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -9,7 +10,7 @@
 
 #include "plan.h"
 
-enum { ALIGNMENT = 64, MESSAGE_BYTES = 512 };
+enum { ALIGNMENT = 64, MESSAGE_BYTES = 512, MOST_ON_STACK = 1 << 14 };
 
 /* errors.c */
 int coil_fail(coil_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -17,6 +18,15 @@ int coil_fail(coil_status status, const char *format, ...) __attribute__((format
 /* memory.c */
 void *coil_map(size_t bytes); /* zeroed pages, or NULL */
 void coil_unmap(void *memory, size_t bytes);
+
+/* region.c: one block of memory, handed out from its start in aligned, zeroed parts. Without a block it hands out NULL and
+ * only counts, so that the function which places an object also says how large it is. */
+typedef struct region {
+    unsigned char *memory;
+    size_t used;
+} region;
+
+void *coil_take(region *region, size_t count, size_t bytes);
 
 static inline size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -51,33 +61,41 @@ typedef struct pool {
     int threads, started;
     pid_t process;
     bool forked; /* threads do not survive a fork: everything runs in the child's own thread */
-    size_t scratch_capacity;
+    size_t scratch_capacity; /* per thread */
     unsigned char *scratch;
+    bool mapped; /* the scratch; otherwise it is the caller's */
+    bool ready;  /* mutex and conditions exist; with one thread they never do */
     pthread_t *handles;
     worker *workers;
     char message[MESSAGE_BYTES]; /* the first error of a kernel, from any thread */
 } pool;
 
-int pool_open(pool *pool, int threads, size_t scratch_bytes);
-void pool_close(pool *pool);
-void pool_begin(pool *pool);
-int pool_launch(pool *pool, worker *caller, task_function *function, void *data, int tasks);
-void pool_report(pool *pool, const char *text);
+/* `pool` has its handles and workers, and its scratch unless that is to be mapped. With one thread no function of pthread
+ * is called. */
+int coil_pool_open(pool *pool, int threads, size_t scratch_bytes);
+void coil_pool_close(pool *pool);
+void coil_pool_begin(pool *pool);
+int coil_pool_launch(pool *pool, worker *caller, task_function *function, void *data, int tasks);
+void coil_pool_report(pool *pool, const char *text);
 
 /* The worker that is running a kernel in this thread; kernels have no context argument. */
 extern _Thread_local worker *coil_worker;
 
 /* session.c */
-int64_t coil_session_quantity(const coil_session *session, int32_t entry, int32_t index); /* of a bound entry */
+const int64_t *coil_session_quantities(const coil_session *session, int32_t entry); /* NULL: it is not bound */
+int coil_refuse_stack(int32_t entry); /* has more quantities than MOST_ON_STACK */
+int coil_evaluate(int32_t entry, const int64_t *symbols, int64_t *quantities);      /* checks the symbols */
 
 /* check.c: indices and offsets of the plan's tables; the sizes of an entry for evaluated quantities. */
-int check_plan(void);
-int check_sizes(int32_t entry, const int64_t *quantities);
+int coil_check_plan(void);
+int coil_check_sizes(int32_t entry, const int64_t *quantities);
 
 /* model.c */
 struct coil_model {
     const unsigned char *weights;
-    size_t mapped_bytes; /* 0: the caller's memory */
+    size_t mapped_bytes; /* 0: the caller's memory, or the program's own */
+    bool given;          /* this object lies in the caller's memory */
 };
+static_assert(sizeof(struct coil_model) <= COIL_MODEL_BYTES, "coil.h promises less");
 
 #endif

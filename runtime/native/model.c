@@ -50,21 +50,34 @@ static int map_weights(coil_model *model, const char *path) {
     return code;
 }
 
+#ifdef COIL_EMBEDDED_WEIGHTS /* the content of the weights file is linked in, by `coilc bundle --embed-weights` */
+extern const unsigned char coil_weights[], coil_weights_end[];
+static const unsigned char *const embedded = coil_weights, *const embedded_end = coil_weights_end;
+#else
+static const unsigned char *const embedded = NULL, *const embedded_end = NULL;
+#endif
+
 static int find_weights(coil_model *model, const coil_options *options) {
     if (!coil_plan.weight_count) return COIL_OK;
     if (options->weights_path) return map_weights(model, options->weights_path);
-    if (!options->weights) return coil_fail(COIL_ARGUMENT, "the model has weights: give their path or their memory");
-    model->weights = options->weights;
-    return check_weights(options->weights, options->weights_bytes, "the weights in memory");
+    model->weights = options->weights ? options->weights : embedded;
+    if (!model->weights) return coil_fail(COIL_ARGUMENT, "the model has weights: give their path or their memory");
+    uint64_t bytes = options->weights ? options->weights_bytes : (uint64_t)(embedded_end - embedded);
+    return check_weights(model->weights, bytes, options->weights ? "the weights in memory" : "the program");
 }
 
-int coil_open(const coil_options *options, coil_model **model) {
-    if (!options || options->size < sizeof *options || !model)
+int coil_open(const coil_options *given, coil_model **model) {
+    if (!given || given->size < offsetof(coil_options, memory) || !model)
         return coil_fail(COIL_ARGUMENT, "coil_open needs options with their size set, and a place for the model");
     *model = NULL;
-    coil_model *opened = calloc(1, sizeof *opened);
+    coil_options copy = {0}, *options = &copy; /* a caller built with an older header gives fewer fields */
+    memcpy(&copy, given, given->size < sizeof copy ? given->size : sizeof copy);
+    if ((uintptr_t)options->memory % ALIGNMENT)
+        return coil_fail(COIL_ARGUMENT, "the model's memory must be aligned to %d bytes", ALIGNMENT);
+    coil_model *opened = options->memory ? options->memory : malloc(sizeof *opened);
     if (!opened) return coil_fail(COIL_MEMORY, "out of memory");
-    int code = check_plan();
+    *opened = (coil_model){.given = options->memory != NULL};
+    int code = coil_check_plan();
     if (!code) code = find_weights(opened, options);
     if (code)
         coil_close(opened);
@@ -74,6 +87,7 @@ int coil_open(const coil_options *options, coil_model **model) {
 }
 
 void coil_close(coil_model *model) {
-    if (model && model->mapped_bytes) munmap((void *)(uintptr_t)model->weights, model->mapped_bytes);
-    free(model);
+    if (!model) return;
+    if (model->mapped_bytes) munmap((void *)(uintptr_t)model->weights, model->mapped_bytes);
+    if (!model->given) free(model);
 }

@@ -120,13 +120,13 @@ static int run_here(task_function *function, void *data, int tasks) {
 }
 
 /* Before every run: forget old messages, notice a fork. */
-void pool_begin(pool *pool) {
+void coil_pool_begin(pool *pool) {
     atomic_store(&pool->has_message, false);
     pool->forked = pool->process != getpid();
 }
 
 /* Run `tasks` tasks (0: as many as suit the threads) and return the code of a failed one, or 0. */
-int pool_launch(pool *pool, worker *caller, task_function *function, void *data, int tasks) {
+int coil_pool_launch(pool *pool, worker *caller, task_function *function, void *data, int tasks) {
     if (pool->threads == 1 || pool->forked || caller->inside) return run_here(function, data, tasks);
     pool->function = function;
     pool->data = data;
@@ -141,7 +141,7 @@ int pool_launch(pool *pool, worker *caller, task_function *function, void *data,
 }
 
 /* Keep the first message of a run. */
-void pool_report(pool *pool, const char *text) {
+void coil_pool_report(pool *pool, const char *text) {
     if (atomic_exchange(&pool->has_message, true)) return;
     strncpy(pool->message, text, sizeof pool->message - 1);
 }
@@ -158,37 +158,39 @@ static int start_helpers(pool *pool) {
     return code ? coil_fail(COIL_THREADS, "could not start %d threads: %s", pool->threads, strerror(code)) : COIL_OK;
 }
 
-int pool_open(pool *pool, int threads, size_t scratch_bytes) {
-    pool->threads = threads;
+int coil_pool_open(pool *pool, int threads, size_t scratch_bytes) {
     pool->process = getpid();
-    pthread_mutex_init(&pool->mutex, NULL);
-    pthread_cond_init(&pool->opened, NULL);
-    pthread_cond_init(&pool->emptied, NULL);
-    pool->scratch_capacity = round_up(scratch_bytes, 4096);
-    pool->handles = calloc((size_t)threads, sizeof *pool->handles);
-    pool->workers = calloc((size_t)threads, sizeof *pool->workers);
-    pool->scratch = coil_map(pool->scratch_capacity * (size_t)threads);
-    if (!pool->handles || !pool->workers || !pool->scratch)
+    pool->threads = threads;
+    pool->scratch_capacity = round_up(scratch_bytes, pool->scratch ? ALIGNMENT : 4096);
+    if (!pool->scratch) {
+        pool->scratch = coil_map(pool->scratch_capacity * (size_t)threads);
+        pool->mapped = pool->scratch != NULL;
+    }
+    if (!pool->scratch)
         return coil_fail(COIL_MEMORY, "could not reserve scratch for %d threads of %zu bytes each", threads,
                          pool->scratch_capacity);
     for (int i = 0; i < threads; i++)
         pool->workers[i] = (worker){pool, pool->scratch + pool->scratch_capacity * (size_t)i, 0, false};
+    if (threads == 1) return COIL_OK;
+    pthread_mutex_init(&pool->mutex, NULL);
+    pthread_cond_init(&pool->opened, NULL);
+    pthread_cond_init(&pool->emptied, NULL);
+    pool->ready = true;
     return start_helpers(pool);
 }
 
-void pool_close(pool *pool) {
-    if (!pool->threads) return;
+static void stop_helpers(pool *pool) {
     atomic_store(&pool->stopping, true);
-    if (pool->process == getpid()) {
-        pthread_mutex_lock(&pool->mutex);
-        pthread_cond_broadcast(&pool->opened);
-        pthread_mutex_unlock(&pool->mutex);
-        for (int i = 0; i < pool->started; i++) pthread_join(pool->handles[i], NULL);
-        pthread_cond_destroy(&pool->emptied);
-        pthread_cond_destroy(&pool->opened);
-        pthread_mutex_destroy(&pool->mutex);
-    }
-    coil_unmap(pool->scratch, pool->scratch_capacity * (size_t)pool->threads);
-    free(pool->workers);
-    free(pool->handles);
+    pthread_mutex_lock(&pool->mutex);
+    pthread_cond_broadcast(&pool->opened);
+    pthread_mutex_unlock(&pool->mutex);
+    for (int i = 0; i < pool->started; i++) pthread_join(pool->handles[i], NULL);
+    pthread_cond_destroy(&pool->emptied);
+    pthread_cond_destroy(&pool->opened);
+    pthread_mutex_destroy(&pool->mutex);
+}
+
+void coil_pool_close(pool *pool) {
+    if (pool->ready && pool->process == getpid()) stop_helpers(pool);
+    if (pool->mapped) coil_unmap(pool->scratch, pool->scratch_capacity * (size_t)pool->threads);
 }

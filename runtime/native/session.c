@@ -26,6 +26,7 @@ struct coil_session {
     binding *bindings; /* one per entry */
     unsigned char *arena;
     size_t arena_bytes;
+    bool given; /* all of it lies in the caller's memory: nothing grows and nothing is released */
     _Atomic bool busy;
 };
 
@@ -39,46 +40,41 @@ static int check_entry(const coil_session *session, int32_t entry) {
     return COIL_OK;
 }
 
-/* Memory of one entry: everything that bind and run write to. */
+/* Opening. Placing a session in a region that only counts gives its size, so both kinds of session have one layout. */
 
-static int open_binding(binding *binding, const coil_entry *entry, const plan_entry *plan) {
-    size_t args = (size_t)plan->arg_count + 1, slots = (size_t)plan->slot_count + 1;
-    binding->symbols = calloc((size_t)entry->symbol_count + 1, sizeof *binding->symbols);
-    binding->quantities = calloc((size_t)plan->quantity_count + 1, sizeof *binding->quantities);
-    binding->offsets = calloc(slots, sizeof *binding->offsets);
-    binding->args = calloc(args, sizeof *binding->args);
-    binding->patches = calloc(args, sizeof *binding->patches);
-    binding->results = calloc(args, sizeof *binding->results);
-    if (!binding->symbols || !binding->quantities || !binding->offsets || !binding->args || !binding->patches ||
-        !binding->results)
-        return coil_fail(COIL_MEMORY, "out of memory");
+static void start_binding(binding *binding, const plan_entry *plan) {
     for (int32_t i = 0; i < plan->arg_count; i++) {
         plan_arg arg = plan->args[i];
         binding->args[i].type = arg.kind == PLAN_QUANTITY ? KERNEL_INT : KERNEL_POINTER;
         if (arg.kind == PLAN_INPUT || arg.kind == PLAN_OUTPUT)
             binding->patches[binding->patch_count++] = (patch){i, arg.index, arg.kind == PLAN_OUTPUT};
     }
-    return COIL_OK;
 }
 
-static void close_binding(binding *binding) {
-    free(binding->symbols);
-    free(binding->quantities);
-    free(binding->offsets);
-    free(binding->args);
-    free(binding->patches);
-    free(binding->results);
+/* Everything of one entry that bind and run write to. */
+static binding place_binding(region *room, const coil_entry *entry, const plan_entry *plan) {
+    binding place = {0};
+    place.symbols = coil_take(room, (size_t)entry->symbol_count + 1, sizeof *place.symbols);
+    place.quantities = coil_take(room, (size_t)plan->quantity_count + 1, sizeof *place.quantities);
+    place.offsets = coil_take(room, (size_t)plan->slot_count + 1, sizeof *place.offsets);
+    place.args = coil_take(room, (size_t)plan->arg_count + 1, sizeof *place.args);
+    place.patches = coil_take(room, (size_t)plan->arg_count + 1, sizeof *place.patches);
+    place.results = coil_take(room, (size_t)plan->arg_count + 1, sizeof *place.results);
+    return place;
 }
 
-static int open_parts(coil_session *session, int32_t threads) {
+static coil_session *place_session(region *room, int32_t threads) {
     int32_t entries = coil_plan.description.entry_count;
-    session->bindings = calloc((size_t)entries, sizeof *session->bindings);
-    if (!session->bindings) return coil_fail(COIL_MEMORY, "out of memory");
+    coil_session *session = coil_take(room, 1, sizeof *session);
+    worker *workers = coil_take(room, (size_t)threads, sizeof *workers);
+    pthread_t *handles = coil_take(room, (size_t)threads - 1, sizeof *handles);
+    binding *bindings = coil_take(room, (size_t)entries, sizeof *bindings);
     for (int32_t i = 0; i < entries; i++) {
-        int code = open_binding(&session->bindings[i], entry_of(i), &coil_plan.entries[i]);
-        if (code) return code;
+        binding placed = place_binding(room, entry_of(i), &coil_plan.entries[i]);
+        if (bindings) bindings[i] = placed, start_binding(&bindings[i], &coil_plan.entries[i]);
     }
-    return pool_open(&session->pool, threads, coil_plan.description.scratch_bytes);
+    if (session) session->bindings = bindings, session->pool.workers = workers, session->pool.handles = handles;
+    return session;
 }
 
 int coil_session_open(const coil_model *model, int32_t threads, coil_session **session) {
@@ -86,10 +82,13 @@ int coil_session_open(const coil_model *model, int32_t threads, coil_session **s
     *session = NULL;
     if (threads < 1 || threads > 1024)
         return coil_fail(COIL_ARGUMENT, "%d threads are not possible, use 1 to 1024", threads);
-    coil_session *opened = calloc(1, sizeof *opened);
-    if (!opened) return coil_fail(COIL_MEMORY, "out of memory");
+    region room = {0};
+    place_session(&room, threads);
+    room = (region){malloc(room.used), 0};
+    if (!room.memory) return coil_fail(COIL_MEMORY, "out of memory");
+    coil_session *opened = place_session(&room, threads);
     opened->model = model;
-    int code = open_parts(opened, threads);
+    int code = coil_pool_open(&opened->pool, threads, coil_plan.description.scratch_bytes);
     if (code)
         coil_session_close(opened);
     else
@@ -99,12 +98,36 @@ int coil_session_open(const coil_model *model, int32_t threads, coil_session **s
 
 void coil_session_close(coil_session *session) {
     if (!session) return;
-    pool_close(&session->pool);
+    coil_pool_close(&session->pool);
+    if (session->given) return;
     coil_unmap(session->arena, session->arena_bytes);
-    for (int32_t i = 0; session->bindings && i < coil_plan.description.entry_count; i++)
-        close_binding(&session->bindings[i]);
-    free(session->bindings);
     free(session);
+}
+
+/* A session of one thread, with its scratch; the arena is what is left behind it. */
+static coil_session *place_alone(region *room) {
+    coil_session *session = place_session(room, 1);
+    unsigned char *scratch = coil_take(room, coil_plan.description.scratch_bytes + 1, 1);
+    if (session) session->pool.scratch = scratch, session->arena = room->memory + room->used;
+    return session;
+}
+
+int coil_session_open_in(const coil_model *model, void *memory, uint64_t bytes, coil_session **session) {
+    if (!model || !session || !memory || (uintptr_t)memory % ALIGNMENT)
+        return coil_fail(COIL_ARGUMENT, "coil_session_open_in needs a model, memory aligned to %d bytes and a place for "
+                         "the session", ALIGNMENT);
+    *session = NULL;
+    region room = {0};
+    place_alone(&room);
+    if (bytes < room.used)
+        return coil_fail(COIL_MEMORY, "a session needs %zu bytes and its arena, not %llu", room.used,
+                         (unsigned long long)bytes);
+    room = (region){memory, 0};
+    coil_session *opened = place_alone(&room);
+    opened->model = model, opened->given = true;
+    opened->arena_bytes = (size_t)bytes - room.used;
+    *session = opened;
+    return coil_pool_open(&opened->pool, 1, coil_plan.description.scratch_bytes);
 }
 
 uint64_t coil_session_memory(const coil_session *session) {
@@ -124,16 +147,51 @@ static int check_symbols(const coil_entry *entry, const int64_t *symbols) {
     return COIL_OK;
 }
 
-/* Place the slots one after the other; returns false when the arena would not fit the address space. */
-static bool place_slots(binding *binding, const plan_entry *plan, size_t *total) {
+/* What depends on the symbols alone. */
+int coil_evaluate(int32_t entry, const int64_t *symbols, int64_t *quantities) {
+    int code = check_symbols(entry_of(entry), symbols);
+    if (!code && coil_plan.entries[entry].evaluate(symbols, quantities))
+        code = coil_fail(COIL_ARGUMENT, "entry '%s': the sizes overflow 64 bits", entry_of(entry)->name);
+    return code ? code : coil_check_sizes(entry, quantities);
+}
+
+/* Place the slots one after the other, into `offsets` unless that is NULL; the arena's size must fit 63 bits. */
+static int place_slots(int32_t entry, const int64_t *quantities, size_t *offsets, size_t *total) {
+    const plan_entry *plan = &coil_plan.entries[entry];
     *total = 0;
     for (int32_t i = 0; i < plan->slot_count; i++) {
-        int64_t bytes = binding->quantities[plan->slots[i]];
-        if (bytes < 0 || (uint64_t)bytes > (uint64_t)INT64_MAX - ALIGNMENT - *total) return false;
-        binding->offsets[i] = *total;
+        int64_t bytes = quantities[plan->slots[i]];
+        if (bytes < 0 || (uint64_t)bytes > (uint64_t)INT64_MAX - ALIGNMENT - *total)
+            return coil_fail(COIL_ARGUMENT, "entry '%s': the sizes overflow 64 bits", entry_of(entry)->name);
+        if (offsets) offsets[i] = *total;
         *total += round_up((size_t)bytes + !bytes, ALIGNMENT);
     }
-    return true;
+    return COIL_OK;
+}
+
+int coil_refuse_stack(int32_t entry) {
+    return coil_fail(COIL_ARGUMENT, "entry '%s' has more than %d sizes, too many to find them without memory",
+                     entry_of(entry)->name, MOST_ON_STACK);
+}
+
+int coil_session_bytes(const int64_t *const *symbols, uint64_t *bytes) {
+    if (!symbols || !bytes) return coil_fail(COIL_ARGUMENT, "coil_session_bytes needs symbols and a place for the size");
+    size_t largest = 0, arena = 0;
+    int code = coil_check_plan(); /* there may be no model yet */
+    if (code) return code;
+    for (int32_t i = 0; i < coil_plan.description.entry_count; i++) {
+        if (!symbols[i]) continue;
+        if (coil_plan.entries[i].quantity_count > MOST_ON_STACK) return coil_refuse_stack(i);
+        int64_t quantities[coil_plan.entries[i].quantity_count + 1]; /* there is no other memory yet */
+        code = coil_evaluate(i, symbols[i], quantities);
+        if (!code) code = place_slots(i, quantities, NULL, &arena);
+        if (code) return code;
+        largest = arena > largest ? arena : largest;
+    }
+    region room = {0};
+    place_alone(&room);
+    *bytes = room.used + largest;
+    return COIL_OK;
 }
 
 static const void *address(const coil_session *session, const binding *binding, plan_arg arg) {
@@ -155,6 +213,9 @@ static void fill_args(const coil_session *session, binding *binding, const plan_
 /* A larger arena moves; nothing in it outlives a run, so only the addresses of bound entries are renewed. */
 static int grow_arena(coil_session *session, size_t bytes) {
     if (bytes <= session->arena_bytes) return COIL_OK;
+    if (session->given)
+        return coil_fail(COIL_MEMORY, "the arena takes %zu bytes, the session's memory has room for %zu", bytes,
+                         session->arena_bytes);
     coil_unmap(session->arena, session->arena_bytes);
     session->arena = coil_map(bytes);
     session->arena_bytes = session->arena ? bytes : 0;
@@ -166,20 +227,12 @@ static int grow_arena(coil_session *session, size_t bytes) {
     return session->arena ? COIL_OK : coil_fail(COIL_MEMORY, "could not reserve an arena of %zu bytes", bytes);
 }
 
-/* Everything that depends on the symbols but needs no memory. */
-static int evaluate(binding *binding, int32_t entry, const int64_t *symbols, size_t *arena_bytes) {
-    const plan_entry *plan = &coil_plan.entries[entry];
-    int code = check_symbols(entry_of(entry), symbols);
-    if (code) return code;
-    binding->bound = false;
-    if (plan->evaluate(symbols, binding->quantities) || !place_slots(binding, plan, arena_bytes))
-        return coil_fail(COIL_ARGUMENT, "entry '%s': the sizes overflow 64 bits", entry_of(entry)->name);
-    return check_sizes(entry, binding->quantities);
-}
-
 static int solve_symbols(const coil_entry *entry, const int64_t *const *dims, int64_t *symbols) {
     for (int32_t i = 0; i < entry->symbol_count; i++) {
         coil_symbol symbol = entry->symbols[i];
+        if (!dims[symbol.input])
+            return coil_fail(COIL_ARGUMENT, "%s is found from the dims of state '%s': bind to symbols instead", symbol.name,
+                             entry->inputs[symbol.input].name);
         int64_t extent = dims[symbol.input][symbol.axis], scaled;
         if (__builtin_sub_overflow(extent, symbol.offset, &scaled) || scaled % symbol.scale)
             return coil_fail(COIL_ARGUMENT, "input '%s' has extent %lld at axis %d; the model takes %s",
@@ -194,7 +247,7 @@ static int check_dims(const binding *binding, int32_t entry, const int64_t *cons
     const plan_entry *plan = &coil_plan.entries[entry];
     for (int32_t i = 0; i < entry_of(entry)->input_count; i++) {
         coil_tensor input = entry_of(entry)->inputs[i];
-        for (int32_t axis = 0; axis < input.rank; axis++) {
+        for (int32_t axis = 0; dims[i] && axis < input.rank; axis++) {
             int64_t expected = binding->quantities[plan->input_dims[i][axis]];
             if (dims[i][axis] != expected)
                 return coil_fail(COIL_ARGUMENT, "input '%s' has extent %lld at axis %d; %s needs %lld here", input.name,
@@ -209,7 +262,11 @@ static int bind(coil_session *session, int32_t entry, const int64_t *symbols, co
     binding *binding = &session->bindings[entry];
     size_t arena_bytes = 0;
     int code = dims ? solve_symbols(entry_of(entry), dims, binding->symbols) : COIL_OK;
-    if (!code) code = evaluate(binding, entry, dims ? binding->symbols : symbols, &arena_bytes);
+    if (!code) code = check_symbols(entry_of(entry), dims ? binding->symbols : symbols);
+    if (code) return code;
+    binding->bound = false;
+    code = coil_evaluate(entry, dims ? binding->symbols : symbols, binding->quantities);
+    if (!code) code = place_slots(entry, binding->quantities, binding->offsets, &arena_bytes);
     if (!code && dims) code = check_dims(binding, entry, dims);
     if (!code) code = grow_arena(session, arena_bytes);
     if (code) return code;
@@ -230,12 +287,18 @@ int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbo
     return code ? code : bind_alone(session, entry, symbols, NULL);
 }
 
+static bool takes_state(const coil_entry *entry, int32_t input) {
+    for (int32_t i = 0; i < entry->state_count; i++)
+        if (entry->states[i].input == input) return true;
+    return false;
+}
+
 int coil_session_bind_shapes(coil_session *session, int32_t entry, const int64_t *const *dims) {
     int code = check_entry(session, entry);
     if (code) return code;
     const coil_entry *info = entry_of(entry);
     for (int32_t i = 0; i < info->input_count; i++)
-        if (!dims || (info->inputs[i].rank && !dims[i]))
+        if (!dims || (info->inputs[i].rank && !dims[i] && !takes_state(info, i)))
             return coil_fail(COIL_ARGUMENT, "the dims of input '%s' are NULL", info->inputs[i].name);
     return bind_alone(session, entry, NULL, info->input_count ? dims : NULL);
 }
@@ -255,8 +318,8 @@ int coil_session_dims(const coil_session *session, int32_t entry, int output, in
     return COIL_OK;
 }
 
-int64_t coil_session_quantity(const coil_session *session, int32_t entry, int32_t index) {
-    return session->bindings[entry].quantities[index];
+const int64_t *coil_session_quantities(const coil_session *session, int32_t entry) {
+    return session->bindings[entry].bound ? session->bindings[entry].quantities : NULL;
 }
 
 /* Running. */
@@ -301,7 +364,7 @@ static int run(coil_session *session, int32_t entry, const void *const *inputs, 
     int code = patch_args(binding, info, inputs, outputs);
     worker *outer = coil_worker, *self = session->pool.workers;
     coil_worker = self;
-    pool_begin(&session->pool);
+    coil_pool_begin(&session->pool);
     for (int32_t i = 0; i < info->call_count && !code; i++) {
         const plan_call *call = &coil_plan.entries[entry].calls[i];
         self->used = 0;

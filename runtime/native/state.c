@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { STATE_VERSION = 1, MAX_RANK = 64 };
+enum { STATE_VERSION = 1 };
 
 struct coil_state {
     int32_t slots, now, undo; /* of the ring; the current one; how many before it are intact */
@@ -14,6 +14,8 @@ struct coil_state {
     size_t *sizes, *offsets;  /* per state, in a slot or among the kept */
     size_t *wanted;           /* sizes that a call or a file asks for */
     unsigned char *memory;
+    size_t capacity; /* of the caller's memory */
+    bool given;      /* all of it lies in the caller's memory */
     const void **inputs;
     void **outputs;
     _Atomic bool busy;
@@ -35,6 +37,12 @@ static bool is_kept(int32_t index) {
     const coil_entry *entry = coil_plan.description.entries;
     while (!entry->state_count) entry++;
     return entry->states[index].kept;
+}
+
+static int check_entry(int32_t entry) {
+    if (entry >= 0 && entry < coil_plan.description.entry_count && coil_plan.description.entries[entry].state_count)
+        return COIL_OK;
+    return coil_fail(COIL_ARGUMENT, "entry %d does not exist or has no states", entry);
 }
 
 static unsigned char *slot(const coil_state *state, int32_t index) {
@@ -67,36 +75,60 @@ static int32_t most(bool outputs) {
     return count;
 }
 
+static int check_history(int32_t history) {
+    if (!state_count()) return coil_fail(COIL_ARGUMENT, "the model has no states");
+    if (history >= 1 && history <= 1 << 20) return COIL_OK;
+    return coil_fail(COIL_ARGUMENT, "a history of %d calls is not possible, use 1 to 1048576", history);
+}
+
+/* A state without its memory; as in session.c, a region that only counts gives the size. */
+static coil_state *place_state(region *room, int32_t history) {
+    size_t count = (size_t)state_count();
+    coil_state *state = coil_take(room, 1, sizeof *state), place = {.slots = history + 1};
+    place.sizes = coil_take(room, count, sizeof *place.sizes);
+    place.offsets = coil_take(room, count, sizeof *place.offsets);
+    place.wanted = coil_take(room, count, sizeof *place.wanted);
+    place.inputs = coil_take(room, (size_t)most(false), sizeof *place.inputs);
+    place.outputs = coil_take(room, (size_t)most(true), sizeof *place.outputs);
+    if (state) memcpy(state, &place, sizeof place);
+    return state;
+}
+
 int coil_state_open(int32_t history, coil_state **state) {
     if (!state) return coil_fail(COIL_ARGUMENT, "coil_state_open needs a place for the state");
     *state = NULL;
-    if (!state_count()) return coil_fail(COIL_ARGUMENT, "the model has no states");
-    if (history < 1 || history > 1 << 20)
-        return coil_fail(COIL_ARGUMENT, "a history of %d calls is not possible, use 1 to 1048576", history);
-    coil_state *opened = calloc(1, sizeof *opened);
-    if (!opened) return coil_fail(COIL_MEMORY, "out of memory");
-    opened->slots = history + 1;
-    opened->sizes = calloc((size_t)state_count(), sizeof *opened->sizes);
-    opened->offsets = calloc((size_t)state_count(), sizeof *opened->offsets);
-    opened->wanted = calloc((size_t)state_count(), sizeof *opened->wanted);
-    opened->inputs = calloc((size_t)most(false), sizeof *opened->inputs);
-    opened->outputs = calloc((size_t)most(true), sizeof *opened->outputs);
-    if (!opened->sizes || !opened->offsets || !opened->wanted || !opened->inputs || !opened->outputs) {
-        coil_state_close(opened);
-        return coil_fail(COIL_MEMORY, "out of memory");
-    }
+    int code = check_history(history);
+    if (code) return code;
+    region room = {0};
+    place_state(&room, history);
+    room = (region){malloc(room.used), 0};
+    *state = room.memory ? place_state(&room, history) : NULL;
+    return *state ? COIL_OK : coil_fail(COIL_MEMORY, "out of memory");
+}
+
+int coil_state_open_in(int32_t history, void *memory, uint64_t bytes, coil_state **state) {
+    if (!state || !memory || (uintptr_t)memory % ALIGNMENT)
+        return coil_fail(COIL_ARGUMENT, "coil_state_open_in needs memory aligned to %d bytes and a place for the state",
+                         ALIGNMENT);
+    *state = NULL;
+    int code = check_history(history);
+    if (code) return code;
+    region room = {0};
+    place_state(&room, history);
+    if (bytes < room.used)
+        return coil_fail(COIL_MEMORY, "a state needs %zu bytes and its content, not %llu", room.used,
+                         (unsigned long long)bytes);
+    room = (region){memory, 0};
+    coil_state *opened = place_state(&room, history);
+    opened->given = true;
+    opened->memory = room.memory + room.used, opened->capacity = (size_t)bytes - room.used;
     *state = opened;
     return COIL_OK;
 }
 
 void coil_state_close(coil_state *state) {
-    if (!state) return;
+    if (!state || state->given) return;
     coil_unmap(state->memory, total_bytes(state));
-    free(state->sizes);
-    free(state->offsets);
-    free(state->wanted);
-    free(state->inputs);
-    free(state->outputs);
     free(state);
 }
 
@@ -119,18 +151,36 @@ int coil_state_rewind(coil_state *state, int32_t calls) {
     return COIL_OK;
 }
 
+/* Bytes of a slot of the ring, of what is kept once, and of all slots and the kept together. */
+static int add_up(const size_t *sizes, int32_t slots, size_t ends[2], size_t *total) {
+    bool overflow = false;
+    ends[0] = ends[1] = 0;
+    for (int32_t i = 0; i < state_count(); i++)
+        overflow |= __builtin_add_overflow(ends[is_kept(i)], round_up(sizes[i], ALIGNMENT), &ends[is_kept(i)]);
+    overflow |= __builtin_mul_overflow(ends[0], (size_t)slots, total);
+    overflow |= __builtin_add_overflow(*total, ends[1], total);
+    return overflow ? coil_fail(COIL_MEMORY, "the states overflow the address space") : COIL_OK;
+}
+
+/* `bytes` of zeros, in place of what the state had. */
+static int exchange(coil_state *state, size_t bytes) {
+    if (state->given && bytes > state->capacity)
+        return coil_fail(COIL_MEMORY, "the states take %zu bytes, their memory has room for %zu", bytes, state->capacity);
+    if (state->given) return memset(state->memory, 0, bytes), COIL_OK;
+    unsigned char *memory = coil_map(bytes); /* also for nothing: states of no elements have an address too */
+    if (!memory) return coil_fail(COIL_MEMORY, "could not reserve %zu bytes for states", bytes);
+    coil_unmap(state->memory, total_bytes(state));
+    state->memory = memory;
+    return COIL_OK;
+}
+
 /* Give the state room for `sizes`; what it held is lost, unless this fails. */
 static int resize(coil_state *state, const size_t *sizes) {
-    size_t ends[2] = {0, 0}, total; /* of the ring's slot, of what is kept once */
-    for (int32_t i = 0; i < state_count(); i++)
-        if (__builtin_add_overflow(ends[is_kept(i)], round_up(sizes[i], ALIGNMENT), &ends[is_kept(i)]))
-            return coil_fail(COIL_MEMORY, "the states overflow the address space");
-    if (__builtin_mul_overflow(ends[0], (size_t)state->slots, &total) || __builtin_add_overflow(total, ends[1], &total))
-        return coil_fail(COIL_MEMORY, "the states overflow the address space");
-    unsigned char *memory = coil_map(total); /* also for nothing: states of no elements have an address too */
-    if (!memory) return coil_fail(COIL_MEMORY, "could not reserve %zu bytes for states", total);
-    coil_unmap(state->memory, total_bytes(state));
-    state->memory = memory, state->bytes = ends[0], state->kept = ends[1];
+    size_t ends[2], total;
+    int code = add_up(sizes, state->slots, ends, &total);
+    if (!code) code = exchange(state, total);
+    if (code) return code;
+    state->bytes = ends[0], state->kept = ends[1];
     state->now = 0, state->undo = 0, state->calls = 0;
     ends[0] = ends[1] = 0;
     for (int32_t i = 0; i < state_count(); i++) {
@@ -162,18 +212,43 @@ static size_t element_bytes(const char *dtype) {
     return *dtype ? (size_t)atoi(dtype) / 8 : 1; /* "bool" */
 }
 
-/* What the states of a bound entry need, into `state->wanted`. */
-static int measure(const coil_session *session, int32_t entry, coil_state *state) {
+/* What the states of an entry need, whose dims are among `quantities`. */
+static int size_states(int32_t entry, const int64_t *quantities, size_t *sizes) {
     const coil_entry *info = &coil_plan.description.entries[entry];
     for (int32_t i = 0; i < state_count(); i++) {
-        const coil_tensor *input = &info->inputs[info->states[i].input];
-        int64_t dims[MAX_RANK];
-        if (input->rank > MAX_RANK) return coil_fail(COIL_ARGUMENT, "state '%s' has too many axes", input->name);
-        int code = coil_session_dims(session, entry, 0, info->states[i].input, dims);
-        if (code) return code;
-        state->wanted[i] = element_bytes(input->dtype);
-        for (int32_t axis = 0; axis < input->rank; axis++) state->wanted[i] *= (size_t)dims[axis];
+        int32_t input = info->states[i].input;
+        sizes[i] = element_bytes(info->inputs[input].dtype);
+        for (int32_t axis = 0; axis < info->inputs[input].rank; axis++)
+            if (__builtin_mul_overflow(sizes[i], (size_t)quantities[coil_plan.entries[entry].input_dims[input][axis]],
+                                       &sizes[i]))
+                return coil_fail(COIL_MEMORY, "state '%s' overflows the address space", info->inputs[input].name);
     }
+    return COIL_OK;
+}
+
+/* The same of a bound entry, into `state->wanted`. */
+static int measure(const coil_session *session, int32_t entry, coil_state *state) {
+    const int64_t *quantities = coil_session_quantities(session, entry);
+    if (quantities) return size_states(entry, quantities, state->wanted);
+    return coil_fail(COIL_UNBOUND, "entry '%s' is not bound", coil_plan.description.entries[entry].name);
+}
+
+int coil_state_bytes(int32_t entry, const int64_t *symbols, int32_t history, uint64_t *bytes) {
+    if (!bytes) return coil_fail(COIL_ARGUMENT, "coil_state_bytes needs a place for the size");
+    int code = coil_check_plan(); /* there may be no model yet */
+    if (!code) code = check_history(history);
+    if (!code) code = check_entry(entry);
+    if (!code && coil_plan.entries[entry].quantity_count > MOST_ON_STACK) code = coil_refuse_stack(entry);
+    if (code) return code;
+    int64_t quantities[coil_plan.entries[entry].quantity_count + 1]; /* there is no other memory yet */
+    size_t sizes[state_count()], ends[2], total;
+    code = coil_evaluate(entry, symbols, quantities);
+    if (!code) code = size_states(entry, quantities, sizes);
+    if (!code) code = add_up(sizes, history + 1, ends, &total);
+    if (code) return code;
+    region room = {0};
+    place_state(&room, history);
+    *bytes = room.used + total;
     return COIL_OK;
 }
 
@@ -201,8 +276,8 @@ static void place(coil_state *state, const coil_entry *entry, const void *const 
 static int check_room(const coil_session *session, int32_t entry, const coil_state *state) {
     plan_room room = coil_plan.entries[entry].room;
     if (room.clock < 0) return COIL_OK;
-    int64_t at, elements = coil_session_quantity(session, entry, room.elements);
-    int64_t capacity = coil_session_quantity(session, entry, room.capacity);
+    const int64_t *quantities = coil_session_quantities(session, entry);
+    int64_t at, elements = quantities[room.elements], capacity = quantities[room.capacity];
     memcpy(&at, place_of(state, room.clock, state->now), sizeof at);
     if (at >= 0 && elements <= capacity && at <= capacity - elements) return COIL_OK;
     return coil_fail(COIL_ARGUMENT,
@@ -233,8 +308,7 @@ static int advance(coil_session *session, int32_t entry, coil_state *state, cons
 int coil_session_advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
                          void *const *outputs) {
     if (!session || !state) return coil_fail(COIL_ARGUMENT, "coil_session_advance needs a session and a state");
-    if (entry < 0 || entry >= coil_plan.description.entry_count || !coil_plan.description.entries[entry].state_count)
-        return coil_fail(COIL_ARGUMENT, "entry %d does not exist or has no states", entry);
+    if (check_entry(entry)) return COIL_ARGUMENT;
     if (atomic_exchange(&state->busy, true)) return coil_fail(COIL_BUSY, "another thread is using the state");
     int code = advance(session, entry, state, inputs, outputs);
     atomic_store(&state->busy, false);
@@ -304,8 +378,7 @@ int coil_session_advance_all(coil_session *session, int32_t entry, coil_state *c
                              coil_state *batch, const void *const *inputs, void *const *outputs) {
     if (!session || !states || !batch || count < 1)
         return coil_fail(COIL_ARGUMENT, "coil_session_advance_all needs a session, states and a batch");
-    if (entry < 0 || entry >= coil_plan.description.entry_count || !coil_plan.description.entries[entry].state_count)
-        return coil_fail(COIL_ARGUMENT, "entry %d does not exist or has no states", entry);
+    if (check_entry(entry)) return COIL_ARGUMENT;
     if (atomic_exchange(&batch->busy, true)) return coil_fail(COIL_BUSY, "another thread is using the state");
     int32_t taken = 0;
     while (taken < count && states[taken] && !atomic_exchange(&states[taken]->busy, true)) taken++;

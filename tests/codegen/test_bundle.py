@@ -138,7 +138,14 @@ def test_describe(coil_run: Run, device: Path) -> None:
     assert main["dims"] == [{"name": "B", "low": 1, "high": 4}, {"name": "L", "low": 1}]
     assert step["dims"] == []
     assert found["weights_bytes"] == (device / "weights.safetensors").stat().st_size
-    assert "session_bytes" in answer(coil_run("describe", "--dim", "B=2", "--dim", "L=9"))
+    assert "memory" not in main
+    assert step["memory"]["peak"] >= found["weights_bytes"]
+
+
+def test_describe_adds_up_the_memory(coil_run: Run) -> None:
+    memory = answer(coil_run("describe", "--dim", "B=2", "--dim", "L=9"))["entries"][0]["memory"]
+    assert memory["peak"] == sum(memory[part] for part in ("weights", "arena", "states", "scratch", "tables"))
+    assert memory["weights"] == 256
 
 
 def test_run_agrees_with_the_interpreter(
@@ -180,7 +187,7 @@ X, FLAGS = "--input x=x.npy", "--input flags=flags.npy"
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("fly", "there is no command 'fly'; there are describe, run and bench"),
+        ("fly", "there is no command 'fly'; there are describe, run, generate and bench"),
         ("run --fast 1", "there is no option '--fast'; coil-run --help lists them"),
         ("run --threads", "--threads needs a value"),
         ("run --threads 0", "--threads takes a number from 1 to 1024, not '0'"),
@@ -205,6 +212,13 @@ X, FLAGS = "--input x=x.npy", "--input flags=flags.npy"
         ("bench --dim B=1", "entry 'main' needs --dim L=NUMBER"),
         ("bench --dim B=1 --dim L=x", "--dim L takes a number, not 'x'"),
         ("bench --dim B=1 --dim L=1 --dim T=1", "entry 'main' has no dim 'T'"),
+        ("describe --dim T=1", "no entry has a dim 'T'"),
+        ("describe --dim B=9 --dim L=1", "entry 'main': B = 9 is outside 1 to 4"),
+        ("run --state x.npy", "entry 'main' has no states"),
+        ("generate --prompt x", "this is no language model that runs step by step: that takes entries 'prefill' and 'step' with one "
+         "input of tokens i64[B, L] and logits f32[B, L, V]"),
+        ("generate --prompt x --top-p 2", "--top-p takes a number from 0 to 1, not '2'"),
+        ("generate", "generate takes --prompt TEXT or --ids NUMBER,..."),
         ("bench --dim B=9 --dim L=1", "entry 'main': B = 9 is outside 1 to 4"),
     ],
 )  # fmt: skip

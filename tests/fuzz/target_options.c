@@ -24,8 +24,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (char *at = text; at < text + size && argc < MOST; at += strlen(at) + 1) argv[argc++] = at;
     if (setjmp(back)) return 0;
     options found = read_options(argc, argv);
-    REQUIRE(found.threads >= 1 && found.threads <= 1024 && found.runs >= 1 && found.input_count <= MAX_PAIRS);
-    for (int32_t i = 0; i < found.input_count; i++) REQUIRE(*found.inputs[i].name && found.inputs[i].value);
-    for (int32_t i = 0; i < found.dim_count; i++) REQUIRE(*found.dims[i].name && found.dims[i].value);
+    REQUIRE(found.threads >= 1 && found.threads <= 1024 && found.runs >= 1 && found.inputs.count <= MAX_PAIRS);
+    for (int32_t i = 0; i < found.inputs.count; i++) REQUIRE(*found.inputs.items[i].name && found.inputs.items[i].value);
+    for (int32_t i = 0; i < found.dims.count; i++) REQUIRE(*found.dims.items[i].name && found.dims.items[i].value);
+    REQUIRE(found.temperature >= 0 && found.top_p >= 0 && found.top_p <= 1 && found.tokens >= 1 && found.seed >= 0);
     return 0;
 }

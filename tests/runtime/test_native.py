@@ -98,12 +98,12 @@ def test_only_the_api_is_exported(artifact: Path) -> None:
     names = {line.split()[-1] for line in listing.stdout.splitlines()}
     assert names == {
         "coil_abi_version", "coil_close", "coil_describe", "coil_error_message", "coil_open", "coil_session_advance", "coil_session_advance_all",
-        "coil_session_bind", "coil_session_bind_shapes", "coil_session_close", "coil_session_dims",
-        "coil_session_memory", "coil_session_open", "coil_session_run", "coil_session_trace", "coil_state_close",
-        "coil_state_fork", "coil_state_load", "coil_state_memory", "coil_state_open", "coil_state_reset",
-        "coil_state_rewind", "coil_state_save",
+        "coil_session_bind", "coil_session_bind_shapes", "coil_session_bytes", "coil_session_close", "coil_session_dims",
+        "coil_session_memory", "coil_session_open", "coil_session_open_in", "coil_session_run", "coil_session_trace",
+        "coil_state_bytes", "coil_state_close", "coil_state_fork", "coil_state_load", "coil_state_memory",
+        "coil_state_open", "coil_state_open_in", "coil_state_reset", "coil_state_rewind", "coil_state_save",
     }  # fmt: skip
 
 
 def test_the_library_is_small(artifact: Path) -> None:
-    assert (artifact / "code.so").stat().st_size < 44_000
+    assert (artifact / "code.so").stat().st_size < 48_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -14,6 +15,16 @@ from coilc.units import show_bytes
 from .console import Stages, console, emit_json, folder_size
 from .options import Algorithm, Artifact, Dynamic, Json, Lengths, Model, Target
 from .sources import is_example, load_program
+
+
+class Emit(str, Enum):
+    """What to write besides an artifact."""
+
+    PROGRAM = "program"
+    STATIC_LIB = "static-lib"
+
+
+EmbedWeights = Annotated[bool, typer.Option("--embed-weights", help="Link the weights in, so that no file is needed.")]
 
 
 def compile_command(
@@ -31,6 +42,11 @@ def compile_command(
         ),
     ] = None,
     weights: Annotated[Optional[Path], typer.Option(help="Safetensors file with the weights of IR text.")] = None,  # noqa: UP045
+    emit: Annotated[
+        Optional[Emit],  # noqa: UP045
+        typer.Option(help="Also write what `coilc bundle --emit` writes, beside the artifact."),
+    ] = None,
+    embed_weights: EmbedWeights = False,
     json: Json = False,
 ) -> None:
     """Compile MODEL into an artifact.
@@ -50,6 +66,8 @@ def compile_command(
         program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
         compile(program, path, target=target, entries=chosen, algorithm=algorithm, context=context, progress=progress)
+        if emit:
+            emit_from(path, default_emission(path, emit), emit, embed_weights, progress)
     seconds, total, code = time.perf_counter() - began, folder_size(path), (path / "code.so").stat().st_size
     if json:
         emit_json({"artifact": str(path), "seconds": seconds, "bytes": total, "code_bytes": code})
@@ -66,21 +84,38 @@ def default_output(model: str) -> Path:
 def bundle_command(
     artifact: Artifact,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="NAME.tar.gz", help="Where to write.")
+        Path | None, typer.Option("--output", "-o", metavar="NAME.tar.gz | FOLDER", help="Where to write.")
     ] = None,
+    emit: Annotated[
+        Emit, typer.Option(help="An archive with a static program, or a folder with a library.")
+    ] = Emit.PROGRAM,
+    embed_weights: EmbedWeights = False,
     json: Json = False,
 ) -> None:
     """Pack an artifact for a device: a static program, coil-run, and the weights.
 
     The device needs no Python, no libraries and no compiler. The artifact's target decides which machines it runs on.
+    With --emit static-lib: a folder with libNAME.a, coil.h and the weights, for linking into other programs.
     """
-    from coilc.codegen.bundle import bundle
-
     began = time.perf_counter()
     with Stages() as progress:
-        path = bundle(artifact, output or Path(f"{artifact.resolve().stem}.tar.gz"), progress)
-    seconds, total = time.perf_counter() - began, path.stat().st_size
+        path = emit_from(artifact, output or default_emission(artifact, emit, here=True), emit, embed_weights, progress)
+    seconds, total = time.perf_counter() - began, folder_size(path) if path.is_dir() else path.stat().st_size
     if json:
         emit_json({"bundle": str(path), "seconds": seconds, "bytes": total})
     else:
         console().print(f"{path}: {show_bytes(total)}; bundled in {seconds:.1f} s", markup=False)
+
+
+def emit_from(artifact: Path, output: Path, emit: Emit, embed_weights: bool, progress: Stages) -> Path:
+    """Write a program's archive or a static library's folder."""
+    from coilc.codegen.bundle import bundle, write_static_library
+
+    write = bundle if emit is Emit.PROGRAM else write_static_library
+    return write(artifact, output, embed_weights, progress)
+
+
+def default_emission(artifact: Path, emit: Emit, here: bool = False) -> Path:
+    """``m.coil`` -> ``m.tar.gz`` or ``m-lib``, beside the artifact or in the current folder."""
+    path = artifact.resolve()
+    return (Path() if here else artifact.parent) / (path.stem + (".tar.gz" if emit is Emit.PROGRAM else "-lib"))

@@ -431,6 +431,7 @@ static int check_saved(const saved *header, const unsigned char *rest, uint64_t 
         return coil_fail(COIL_STATE, "it has version %u, this model reads versions up to %d", header->version,
                          STATE_VERSION);
     if (bytes < sizeof *header) return coil_fail(COIL_STATE, "it is cut off");
+    if (header->version != STATE_VERSION) return coil_fail(COIL_STATE, "its version does not exist");
     if (memcmp(header->identity, coil_plan.description.identity, sizeof header->identity))
         return coil_fail(COIL_STATE, "it is the state of another model");
     if (header->count != (uint32_t)state_count() || bytes - sizeof *header < table_bytes() ||

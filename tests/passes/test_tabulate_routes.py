@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from random_routes import moved
 
 from coilc.codegen.target import parse_target
-from coilc.ir import Graph, Module, TensorType, Value, interpret, literal, ops, parse_graph
+from coilc.ir import Graph, Module, TensorType, interpret, literal, ops, parse_graph
 from coilc.ir.opdef import MOVEMENT, STRUCTURAL
 from coilc.ir.types import DTYPES
 from coilc.passes import run_pipeline, tracing
@@ -182,30 +182,6 @@ def test_a_single_element_has_no_order() -> None:
     x = ops.input_(name="x", type=TensorType(DTYPES["f32"], (1, 1)))
     graph = Graph("main", (x,), (("y", ops.concat(x, ops.flip(x, axes=(1,)), axis=1)),))
     assert tabulate_routes(Module({"main": graph})).entries["main"].outputs[0][1].dims == (1, 2)
-
-
-@st.composite
-def moved(draw: st.DrawFn, x: Value) -> Value:
-    """Some tokens of ``x`` [B, *grid, C] as a sequence [B, T, C]: flips, transposes, strides, tables."""
-    for _ in range(draw(st.integers(0, 3))):
-        rank = x.type.rank
-        axes = range(1, rank - 1)
-        match draw(st.sampled_from(("flip", "transpose", "slice", "take", "flatten"))):
-            case "flip":
-                x = ops.flip(x, axes=(draw(st.sampled_from(axes)),))
-            case "transpose":
-                x = ops.transpose(x, perm=(0, *draw(st.permutations(axes)), rank - 1))
-            case "slice":
-                starts = tuple(draw(st.integers(0, 1)) if i in axes and x.dims[i] > 1 else 0 for i in range(rank))
-                steps = tuple(draw(st.integers(1, 2)) if i in axes else 1 for i in range(rank))
-                x = ops.slice(x, starts=starts, stops=x.dims, steps=steps)
-            case "take":
-                axis = draw(st.sampled_from(axes))
-                table = draw(st.permutations(range(x.dims[axis])))
-                x = ops.take(x, literal(np.array(table)), axis=axis)
-            case "flatten":
-                x = ops.reshape(x, dims=(x.dims[0], prod(x.dims[1:-1]), x.dims[-1]))
-    return ops.reshape(x, dims=(x.dims[0], prod(x.dims[1:-1]), x.dims[-1]))
 
 
 @st.composite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,10 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from coilc.ir import Module, print_module
+from coilc.ir import InputError, Module, print_module
 from coilc.passes.choose_algorithms import describe_choices
 from coilc.passes.pipeline import run_pipeline
-from coilc.runtime.artifact import GRAPH, KERNELS, LIBRARY, PLAN, WEIGHTS
+from coilc.runtime.artifact import GRAPH, KERNELS, LIBRARY, PLAN, TOKENIZER, WEIGHTS
 
 from .artifact import describe_plan, new_artifact, state_identity, tool_versions, write_manifest
 from .build import BuildInfo, build_object
@@ -34,6 +35,7 @@ def compile(
     entries: Sequence[str] | None = None,
     algorithm: str | None = None,
     context: int | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Compile a program into an artifact.
@@ -49,6 +51,7 @@ def compile(
             for each; ``coilc inspect`` shows what and why.
         context: how many elements a sequence may have in ``prefill`` and ``step`` where attention keeps them all: the size of
             its caches. By default what the length may be, 4096 at most.
+        tokenizer: a ``tokenizer.json`` that goes into the artifact, for ``coilc generate``.
         progress: called with each stage's name and ``None`` when it starts, with its seconds when it has ended.
 
     Returns:
@@ -58,6 +61,7 @@ def compile(
         CoilError: whatever is wrong with the program, the target or the path, in one sentence.
     """
     report, chosen, place = _Stages(progress), parse_target(target), Path(path)
+    files = {} if tokenizer is None else {TOKENIZER: _json(Path(tokenizer))}
     with report("import"):
         module = _select(_module(program), entries)
     with report("passes"):
@@ -80,7 +84,7 @@ def compile(
         plan = make_plan(scheduled, module)
     options = {"target": target, "entries": list(scheduled.entries), "algorithm": algorithm, "context": context}
     about = {"options": options, "recurrences": recurrences}
-    return write_artifact(plan, chosen, place, text=print_module(scheduled), about=about, report=report)
+    return write_artifact(plan, chosen, place, text=print_module(scheduled), about=about, files=files, report=report)
 
 
 def write_artifact(
@@ -90,6 +94,7 @@ def write_artifact(
     *,
     text: str = "",
     about: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes] | None = None,
     report: _Stages | None = None,
     build: Build = build_object,
 ) -> Path:
@@ -98,6 +103,7 @@ def write_artifact(
     Args:
         text: the IR text that goes into the artifact for people to read.
         about: further fields of the manifest: what the user asked for, how recurrences run.
+        files: content of further files, by name.
         build: makes the object file with every kernel of the plan.
     """
     report = report or _Stages(None)
@@ -113,6 +119,8 @@ def write_artifact(
             objects = [folder / KERNELS] if plan.kernels else []
             link_library(folder / PLAN, objects, folder / LIBRARY, target.triple)
         (folder / GRAPH).write_text(text)
+        for name, content in (files or {}).items():
+            (folder / name).write_bytes(content)
         machine = {"name": target.name, "kind": "cpu", "triple": target.triple, "features": sorted(target.features)}
         found = {"options": {}, **(about or {}), "target": machine, "tools": tool_versions()}
         write_manifest(folder, found | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
@@ -139,6 +147,16 @@ def _module(program: Any) -> Module:
     # Looked up when needed, because this layer must work, and import, without any frontend.
     module: Module = import_module("coilc.frontend.torch_export").import_program(program)
     return module
+
+
+def _json(path: Path) -> bytes:
+    """The content of a JSON file, before anything slow is done for nothing."""
+    try:
+        content = path.read_bytes()
+        json.loads(content)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is no tokenizer.json: {error}") from None
+    return content
 
 
 def _select(module: Module, entries: Sequence[str] | None) -> Module:

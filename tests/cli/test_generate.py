@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from coilc.codegen.compile import compile
-from coilc.ir import Module, parse_graph
+from coilc.ir import CoilError, Module, parse_graph
 from coilc.runtime import load
 from coilc.runtime.generate import choose, generate
 
@@ -26,11 +26,11 @@ def main(ids: i64[B, L], *, B: dim[1:4], L: dim[1:64]):
 """
 
 
-def build(path: Path, size: int) -> Path:
+def build(path: Path, size: int, tokenizer: Path | None = None) -> Path:
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal((n, 8), dtype=np.float32) for name, n in (("table", size), ("taps", 3))}
     module = Module({"main": parse_graph(PROGRAM.format(V=size))}, weights)
-    return compile(module, path, entries=("main", "prefill", "step"))
+    return compile(module, path, entries=("main", "prefill", "step"), tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,35 @@ def test_rates_come_last(cli: Cli, language: Path) -> None:
     done = cli("generate", str(language), "-p", "hello", "-n", "3")
     assert done.code == 0
     assert "5 tokens of prompt at" in done.err
+
+
+def test_the_prompt_comes_first_and_stop_ends(cli: Cli, language: Path) -> None:
+    text = json.loads(cli("generate", str(language), "-p", "hello", "-n", "12", "--top-k", "60", "--json").out)["text"]
+    word = text[5]
+    done = cli("generate", str(language), "-p", "hello", "-n", "12", "--top-k", "60", "--stop", word, "--stop", "\0\0")
+    assert done.out == "hello" + text[: text.index(word) + 1] + "\n"
+
+
+def test_a_tokenizer_travels_in_the_artifact(cli: Cli, tmp_path: Path) -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    reader = tokenizers.Tokenizer(tokenizers.models.BPE())
+    reader.pre_tokenizer, reader.decoder = tokenizers.pre_tokenizers.ByteLevel(), tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    reader.train_from_iterator(
+        ["hello world, hello \N{LATIN SMALL LETTER E WITH ACUTE}t\N{LATIN SMALL LETTER E WITH ACUTE}"] * 9, trainer
+    )
+    reader.save(str(tmp_path / "mine.json"))
+    size = reader.get_vocab_size()
+    artifact = build(tmp_path / "m.coil", size, tokenizer=tmp_path / "mine.json")
+    ids = reader.encode("hello world").ids
+    assert len(ids) < len("hello world")
+    wanted = [token for _, token in zip(range(9), generate(load(artifact), ids, seed=3), strict=False)]
+    done = json.loads(cli("generate", str(artifact), "-p", "hello world", "-n", "9", "--seed", "3", "--json").out)
+    assert done["prompt_tokens"] == len(ids)
+    assert reader.decode(wanted).startswith(done["text"])  # an unfinished character is not shown
+    with pytest.raises(CoilError, match=r"none.json is no tokenizer.json"):
+        build(tmp_path / "n.coil", size, tokenizer=tmp_path / "none.json")
 
 
 def test_refusals(cli: Cli, language: Path, scale: Path, tmp_path: Path) -> None:

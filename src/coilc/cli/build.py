@@ -41,6 +41,10 @@ def compile_command(
             min=1, help="Longest sequence in prefill and step of a model with attention: the size of its caches."
         ),
     ] = None,
+    tokenizer: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="A tokenizer.json to put into the artifact, for 'coilc generate'."),
+    ] = None,
     weights: Annotated[Optional[Path], typer.Option(help="Safetensors file with the weights of IR text.")] = None,  # noqa: UP045
     emit: Annotated[
         Optional[Emit],  # noqa: UP045
@@ -65,7 +69,10 @@ def compile_command(
         progress("export" if is_example(model) else "import")
         program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
-        compile(program, path, target=target, entries=chosen, algorithm=algorithm, context=context, progress=progress)
+        compile(
+            program, path, target=target, entries=chosen, algorithm=algorithm, context=context, tokenizer=tokenizer,
+            progress=progress,
+        )  # fmt: skip
         if emit:
             emit_from(path, default_emission(path, emit), emit, embed_weights, progress)
     seconds, total, code = time.perf_counter() - began, folder_size(path), (path / "code.so").stat().st_size

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+from rich.text import Text
 
 from coilc.ir import InputError
+from coilc.runtime.artifact import TOKENIZER
 
 from .console import console, emit_json
 from .options import Artifact, Json, Threads
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from coilc.runtime import Model
 
 Decode = Callable[[int], str]
-TOKENIZER = "tokenizer.json"
 
 
 def generate_command(
@@ -31,6 +32,10 @@ def generate_command(
     top_k: Annotated[int, typer.Option("--top-k", help="Sample among so many likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Sample among those that together are so probable.")] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    stop: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer evaluates this on Python 3.10
+        typer.Option("--stop", help="End when the text has this in it; may be given several times."),
+    ] = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -43,15 +48,20 @@ def generate_command(
 
     model = load(artifact, threads)
     ids, decode = tokenizer(artifact, prompt, vocabulary(model))
-    began, text = time.perf_counter(), ""
+    began, text, count = time.perf_counter(), "", 0
     stream = generate(model, ids, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     first = next(stream)
     prefilled = time.perf_counter()
+    if not json:
+        console().print(Text(prompt, "dim"), end="", soft_wrap=True)
     for token in chain([first], islice(stream, tokens - 1)):
+        count += 1
         text += show(decode(token), quiet=json)
+        if any(word in text for word in stop or ()):
+            break
     ended = time.perf_counter()
-    rates = {"prompt_tokens": len(ids), "prompt_per_s": len(ids) / (prefilled - began), "tokens": tokens}
-    rates |= {"tokens_per_s": (tokens - 1) / (ended - prefilled) if tokens > 1 else 0.0}
+    rates = {"prompt_tokens": len(ids), "prompt_per_s": len(ids) / (prefilled - began), "tokens": count}
+    rates |= {"tokens_per_s": (count - 1) / (ended - prefilled) if count > 1 else 0.0}
     if json:
         emit_json({"text": text, **rates})
         return

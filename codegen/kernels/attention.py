@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf, sqrt
 
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import DTYPES, UnsupportedError, ops
@@ -27,6 +27,7 @@ from .tile import Tile
 Q, K, V = range(3)
 ROW_BLOCK, KEY_BLOCK = 64, 64
 FEW_ROWS = 4
+VECTORS_WITHOUT_MEMORY_OPERANDS = 2  # of a row of scores at a time; the exponential keeps ten constants in registers
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ def _run(task: Task) -> None:
         depth = tirx.min(task.end - start, i64(KEY_BLOCK))
         _score(task, start, depth)
         with serial(task.count) as i:
-            _mask(task, start, i)
-            _weigh(task, i)
+            _mask(task, start, depth, i)
+            _weigh(task, depth, i)
         _add_values(task, start, depth)
     with serial(task.count) as i:
         scale = bind(tirx.const(1, tile.dtype) / tirx.max(task.total[i], tirx.const(1, tile.dtype)))
@@ -171,12 +172,14 @@ def _score_many(task: Task, start: Expr, depth: Expr) -> None:
         )
 
 
-def _mask(task: Task, start: Expr, i: Expr) -> None:
+def _mask(task: Task, start: Expr, depth: Expr, i: Expr) -> None:
     """Minus infinity where a key is hidden or past the end; a block within the keys reads its mask without clamping."""
     extent = task.k.extent(task.k.dims(K)[2])
+    width, parts = _parts(task, depth)
 
     def visible(*, whole: bool) -> None:
-        with lanes(KEY_BLOCK) as j:
+        with serial(parts) as part, lanes(width) as lane:
+            j = part * i64(width) + lane
             key = start + j
             at = key if whole else tirx.min(key, extent - i64(1))
             score = _masked(task, task.scores[i, j], task.first + i, at)
@@ -191,6 +194,14 @@ def _mask(task: Task, start: Expr, i: Expr) -> None:
             visible(whole=True)
         with T.Else():
             visible(whole=False)
+
+
+def _parts(task: Task, depth: Expr) -> tuple[int, Expr | int]:
+    """How many keys of a row are masked and weighed at a time, and how often, for the first ``depth`` of a block."""
+    if task.k.target.memory_operands:
+        return KEY_BLOCK, 1
+    width = VECTORS_WITHOUT_MEMORY_OPERANDS * task.k.target.lanes(DataType(task.tile.dtype).bits)
+    return width, ceildiv(depth, width)
 
 
 def _out_of_sight(task: Task, key: Expr, query: Expr) -> list[Expr]:
@@ -212,19 +223,21 @@ def _masked(task: Task, score: Expr, query: Expr, key: Expr) -> Expr:
     return score + found
 
 
-def _weigh(task: Task, i: Expr) -> None:
+def _weigh(task: Task, depth: Expr, i: Expr) -> None:
     """Scores to weights under the new maximum of the row; what was summed under the old one is rescaled."""
     tile, dtype = task.tile, DTYPES["f64" if task.tile.dtype == "float64" else "f32"]
-    top = Accumulator.open(ops.max, dtype, KEY_BLOCK)
-    with lanes(KEY_BLOCK) as j:
-        top.add(j, task.scores[i, j])
+    width, parts = _parts(task, depth)
+    top = Accumulator.open(ops.max, dtype, width)
+    with serial(parts) as part, lanes(width) as j:
+        top.add(j, task.scores[i, part * i64(width) + j])
     largest = bind(maximum(task.largest[i], top.total()))
     shift = bind(select(largest == const(-inf, largest), const(0, largest), largest))
     factor = exp(bind(task.largest[i] - shift))
-    weights = Accumulator.open(ops.sum, dtype, KEY_BLOCK)
-    with lanes(KEY_BLOCK) as j:
-        weight = exp(bind(task.scores[i, j] - shift), nonpositive=True)
-        T.buffer_store(task.scores, weight, [i, j])
+    weights = Accumulator.open(ops.sum, dtype, width)
+    with serial(parts) as part, lanes(width) as j:
+        place = [i, part * i64(width) + j]
+        weight = exp(bind(task.scores[tuple(place)] - shift), nonpositive=True)
+        T.buffer_store(task.scores, weight, place)
         weights.add(j, weight)
     T.buffer_store(task.total, task.total[i] * factor + weights.total(), [i])
     T.buffer_store(task.largest, largest, [i])

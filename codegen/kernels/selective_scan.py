@@ -24,6 +24,8 @@ X, DT, A, B, C = range(5)
 VECTORS_PER_BLOCK = 4  # dt, dt*x and y of a block then take 12 registers, which leaves room for the exponential
 VECTORS_WITHOUT_MEMORY_OPERANDS = 2  # where the exponential's ten constants take registers too
 
+MOST_WRITTEN_OUT = 8  # states: LLVM unrolls such a loop of its own accord
+
 
 def emit_selective_scan(k: Anchor) -> None:
     """Write the body of the kernel; y[B, L, D] and, if used, the last state h[B, N, D]."""
@@ -88,7 +90,7 @@ def _step(task: Task, t: Expr, h: tirx.Buffer, rates: tirx.Buffer) -> None:
         x = task.read(X, t, j, dtype)
         T.buffer_store(dtx, dt[j] * x, [j])
         T.buffer_store(y, k.read("D", first + j, dtype=dtype) * x if k.has("D") else tirx.const(0, dtype), [j])
-    with serial(states) as n:
+    with serial(_rolled(k, states)) as n:
         with lanes(width) as j:
             inflow = dtx[j] * k.read(B, b, t, g, n, dtype=dtype)
             T.buffer_store(h, _decay(dt[j] * rates[n, j]) * h[n, j] + inflow, [n, j])
@@ -99,6 +101,17 @@ def _step(task: Task, t: Expr, h: tirx.Buffer, rates: tirx.Buffer) -> None:
             T.buffer_store(y, y[j] * silu(task.read("z", t, j, dtype)), [j])
     with lanes(width) as j:
         k.store(0, [b, t, first + j], y[j])
+
+
+def _rolled(k: Anchor, states: int) -> Expr | int:
+    """The number of states, where needed in a form that LLVM cannot know, as it writes out loops of few steps.
+
+    What is added is the top of a length that no memory could hold: zero. A fixed length would be folded.
+    """
+    length = k.extent(k.dims(X)[1])
+    if k.target.memory_operands or states > MOST_WRITTEN_OUT or isinstance(length, tirx.IntImm):
+        return states
+    return tirx.const(states, "int64") + tirx.Cast("int64", tirx.Cast("uint64", length) >> tirx.const(48, "uint64"))
 
 
 def _decay(t: Expr) -> Expr:

@@ -427,8 +427,8 @@ int coil_state_save(const coil_state *state, void *memory, uint64_t *bytes) {
 static int check_saved(const saved *header, const unsigned char *rest, uint64_t bytes) {
     if (bytes < sizeof header->magic || memcmp(header->magic, magic, sizeof magic))
         return coil_fail(COIL_STATE, "it is no saved state");
-    if (bytes >= 12 && header->version > STATE_VERSION)
-        return coil_fail(COIL_STATE, "it has version %u, this model reads versions up to %d", header->version,
+    if (bytes >= 12 && (header->version < 1 || header->version > STATE_VERSION))
+        return coil_fail(COIL_STATE, "it has version %u, this model reads versions 1 to %d", header->version,
                          STATE_VERSION);
     if (bytes < sizeof *header) return coil_fail(COIL_STATE, "it is cut off");
     if (header->version != STATE_VERSION) return coil_fail(COIL_STATE, "its version does not exist");

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from coilc.ir import Dims, Graph, Node
+from coilc.ir import Dims, Graph, Node, ops
 from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
 
 from .independent_axes import LOOPS, carries_in_results
@@ -66,13 +66,20 @@ class Uses:
         self.nodes: Sequence[Node] = graph.nodes
         self.position: Mapping[Node, int] = {node: i for i, node in enumerate(graph.nodes)}
         self.results = {v.node for v in graph.results}
+        self.tail_results = {v.node for v in graph.results if v.index == tail_of(v.node)}
         self.readers: dict[Node, list[tuple[Node, int]]] = {node: [] for node in graph.nodes}
-        self.first_result_readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
+        self.tail_readers: dict[Node, list[Node]] = {node: [] for node in graph.nodes}
         for node in graph.nodes:
             for index, value in enumerate(node.inputs):
                 self.readers[value.node].append((node, index))
-                if value.index == 0:
-                    self.first_result_readers[value.node].append(node)
+                if value.index == tail_of(value.node):
+                    self.tail_readers[value.node].append(node)
+
+
+def tail_of(node: Node) -> int:
+    """The result that is followed in the node's kernel: of a loop the first stacked output, if it has one."""
+    carries = node.attrs["carries"] if node.op is ops.scan else 0
+    return carries if carries < len(node.types) else 0
 
 
 def grow_regions(uses: Uses, owner: dict[Node, Region]) -> None:
@@ -93,7 +100,7 @@ def grow_regions(uses: Uses, owner: dict[Node, Region]) -> None:
 
 def seed_region(node: Node) -> Region:
     if REDUCTION not in node.op.traits:
-        dims = node.types[0].dims
+        dims = node.types[tail_of(node)].dims
         return Region("anchor", dims, dims)
     space, rows = node.inputs[0].dims, node.types[0].dims
     first = min(node.attrs["axes"], default=len(space))
@@ -108,12 +115,12 @@ def grow(region: Region, seed: Node, uses: Uses, owner: Mapping[Node, Region]) -
     if seed.op.name in BUILT_IN_PLACE or (seed.op in LOOPS and carries_in_results(seed)):
         return [seed]
     members, best, seen = [seed], 1, {seed}
-    queue = [(uses.position[n], n) for n in uses.first_result_readers[seed]]
+    queue = [(uses.position[n], n) for n in uses.tail_readers[seed]]
     queue = list(dict(queue).items())
     heapq.heapify(queue)
     open_exits = OpenExits(uses)
     open_exits.add(seed)
-    while queue and seed not in uses.results and len(members) - best <= LONGEST_TAIL:
+    while queue and seed not in uses.tail_results and len(members) - best <= LONGEST_TAIL:
         _, node = heapq.heappop(queue)
         reason = refusal(region, node, seen, owner) or waits_for(node, seed, seen, uses, owner)
         if reason:
@@ -127,7 +134,7 @@ def grow(region: Region, seed: Node, uses: Uses, owner: Mapping[Node, Region]) -
             best = len(members)
         if node in uses.results:
             break
-        for reader in uses.first_result_readers[node]:
+        for reader in uses.tail_readers[node]:
             entry = (uses.position[reader], reader)
             if reader not in seen and entry not in queue:
                 heapq.heappush(queue, entry)
@@ -145,10 +152,10 @@ class OpenExits:
     def add(self, node: Node) -> None:
         """A new member: it closes reads of older members and is open itself."""
         for value in set(node.inputs):
-            if value.node in self.unread and value.index == 0:
+            if value.node in self.unread and value.index == tail_of(value.node):
                 self.unread[value.node] -= sum(1 for v in node.inputs if v == value)
                 self.count -= self.unread[value.node] == 0
-        self.unread[node] = len(self.uses.first_result_readers[node]) + (node in self.uses.results)
+        self.unread[node] = len(self.uses.tail_readers[node]) + (node in self.uses.tail_results)
         self.count += 1  # a member that nothing reads yet is the exit
 
 
@@ -171,7 +178,7 @@ def refusal(region: Region, node: Node, members: set[Node], owner: Mapping[Node,
 def waits_for(node: Node, seed: Node, members: set[Node], uses: Uses, owner: Mapping[Node, Region]) -> str:
     """Why an operand of ``node`` would make the kernel wait for itself: only further results and siblings of ``seed`` can."""
     seeds = owner[seed].nodes if seed in owner else [seed]
-    if len(seeds) == 1 and (len(seed.types) == 1 or len(uses.readers[seed]) == len(uses.first_result_readers[seed])):
+    if len(seeds) == 1 and (len(seed.types) == 1 or len(uses.readers[seed]) == len(uses.tail_readers[seed])):
         return ""
     outside = [v.node for v in node.inputs if v.node not in members]
     found = depends(outside, lambda n: n in seeds, min(map(uses.position.__getitem__, seeds)), uses, owner)

@@ -29,7 +29,8 @@ class Cut:
 
     Attributes:
         extent: of the whole.
-        rows: of a task's part: a number that divides the extent, or a symbol of at most ``ROWS``.
+        rows: of a task's part: a symbol of at most ``ROWS``, or a number. If that does not divide the extent, the last part
+            starts early, so that it ends at the extent.
         axes: the axes of inputs and results of the body that are this dim.
     """
 
@@ -155,16 +156,20 @@ class Classes:
 # --- what tasks have apart --------------------------------------------------------------------------------------------
 
 
-def narrowed(body: Graph, carries: int, rows: Dim = 1) -> tuple[Graph, list[Cut], Mapping[Value, Value]]:
+def narrowed(
+    body: Graph, carries: int, rows: Dim = 1, lanes: int | None = None
+) -> tuple[Graph, list[Cut], Mapping[Value, Value]]:
     """The body as a task sees it, where the tasks are, and what each value became.
 
     Args:
         rows: extent of a dim whose indices read the same matrix (``shares_a_matrix``); of all others, a task has one index.
+        lanes: the most indices of an innermost axis of the carries that a task has; parts may overlap then, so the carries
+            must be local. By default, parts of ``LANES`` that do not overlap.
     """
     cuts: list[Cut] = []
     inside = body
     became = {v: v for node in body.nodes for v in node.results}
-    while (found := _next_cut(Classes.of(inside, carries), rows)) is not None:
+    while (found := _next_cut(Classes.of(inside, carries), rows, lanes)) is not None:
         classes, root, part, inside, mapping = found
         ends = (*body.inputs, *body.results)
         axes = {v: tuple(classes.axes(became[v], root)) for v in ends}
@@ -173,7 +178,9 @@ def narrowed(body: Graph, carries: int, rows: Dim = 1) -> tuple[Graph, list[Cut]
     return inside, cuts, became
 
 
-def _next_cut(classes: Classes, rows: Dim) -> tuple[Classes, Axis, Dim, Graph, Mapping[Value, Value]] | None:
+def _next_cut(
+    classes: Classes, rows: Dim, lanes: int | None
+) -> tuple[Classes, Axis, Dim, Graph, Mapping[Value, Value]] | None:
     """A class of symbolic extent along which every value that cannot be local has its part in one piece."""
     for root, extent in classes.independent().items():
         if isinstance(extent, int) or extent == rows:
@@ -186,13 +193,13 @@ def _next_cut(classes: Classes, rows: Dim) -> tuple[Classes, Axis, Dim, Graph, M
             return classes, root, 1, inside, mapping
         return classes, root, rows, *classes.narrow(root, rows)
     for root, extent in classes.independent().items():
-        part = _static_part(classes, root, extent)
+        part = _static_part(classes, root, extent, lanes)
         if isinstance(extent, int) and 0 < part < extent:
             return classes, root, part, *classes.narrow(root, part)
     return None
 
 
-def _static_part(classes: Classes, root: Axis, extent: Dim) -> int:
+def _static_part(classes: Classes, root: Axis, extent: Dim, lanes: int | None) -> int:
     """How many indices of a class of known extent a task has: few enough that its states stay in the nearest cache.
 
     Zero where tasks apart would do more, because all need some work or matrix that does not vary along the class, and where
@@ -207,7 +214,19 @@ def _static_part(classes: Classes, root: Axis, extent: Dim) -> int:
             return 0
     carried = classes.body.inputs[: classes.carries]
     in_lanes = any(v.type.rank - 1 in classes.axes(v, root) for v in carried)
-    return 1 if not in_lanes else LANES if extent % LANES == 0 else 0
+    if not in_lanes:
+        return 1
+    if lanes is not None:
+        return part_in_lanes(extent, lanes)
+    return LANES if extent % LANES == 0 else 0
+
+
+def part_in_lanes(extent: int, widest: int) -> int:
+    """The widest power of two, at most ``widest``, whose parts overlap by less than a quarter of the extent."""
+    width = widest
+    while width > 1 and (width > extent or -(-extent // width) * width * 4 > extent * 5):
+        width //= 2
+    return width
 
 
 def shares_a_matrix(classes: Classes, root: Axis) -> bool:

@@ -133,7 +133,7 @@ def meet(nodes: Sequence[Node], uses: Uses) -> bool:
     """Whether a node reads two of them, perhaps after arithmetic or movement: it would have been one's epilogue."""
     seen: dict[Node, Node] = {}
     for node in nodes:
-        stack = list(uses.first_result_readers[node])
+        stack = list(uses.tail_readers[node])
         while stack:
             reader = stack.pop()
             if is_heavy(reader) or seen.get(reader) is node:
@@ -141,5 +141,5 @@ def meet(nodes: Sequence[Node], uses: Uses) -> bool:
             if reader in seen and is_elementwise(reader):
                 return True
             seen[reader] = node
-            stack += uses.first_result_readers[reader]
+            stack += uses.tail_readers[reader]
     return False

@@ -15,6 +15,7 @@ from typing import Literal
 from coilc.ir import Node, Value, ops
 
 from .grow_regions import Region, Uses, depends, is_elementwise, is_heavy, is_movement
+from .state_sweeps import sweep_of
 from .trace import record_refusal
 
 Prologue = Literal["none", "movement", "pointwise"]  # what a reader computes on the way to an operand
@@ -130,11 +131,14 @@ def scan_prologue(scan: Node, index: int) -> tuple[Prologue, bool]:
     """What a general scan computes while it reads an operand.
 
     First values are read once, and so is a sequence by steps that are one kernel and repeat none of it; a constant is read
-    again in every step. Products and the like want rows of memory.
+    again in every step. Products and the like want rows of memory, unless they are sums over the rows of a state.
     """
     body, carries = scan.attrs["body"], scan.attrs["carries"]
     if index < carries:
         return _ONCE
+    sweep = sweep_of(scan)
+    if sweep is not None:
+        return "pointwise", index >= carries + scan.attrs["sequences"] or sweep.reads_often(index)
     repeated = index >= carries + scan.attrs["sequences"] or any(map(is_heavy, body.nodes))
     reached = {body.inputs[index]}
     for node in body.nodes:

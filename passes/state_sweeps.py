@@ -7,17 +7,33 @@ loops of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from coilc.ir import Graph, Node, Value, ops
 from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL
 
-from .independent_axes import Classes, links
+from .independent_axes import Classes, Cut, links, narrowed
 
 Place = tuple[int | None, int | None]  # which axis of a value follows the rows, and which one the lanes
 
 NARROWEST, WIDEST = 8, 64  # lanes that are worth a pass, and that stay in registers
+
+
+@lru_cache(maxsize=256)
+def sweep_of(scan: Node, lanes: int = WIDEST) -> Sweep | None:
+    """The passes of a task of a scan, over at most so many lanes."""
+    body: Graph = scan.attrs["body"]
+    inside, cuts, _ = narrowed(body, scan.attrs["carries"], lanes=lanes)
+    sweep = Sweep(inside, scan.attrs["carries"], cuts)
+    sweep.moving.update(inside.inputs[sweep.carries : sweep.carries + scan.attrs["sequences"]])
+    sweep.shared.update(i for i, v in enumerate(body.inputs) if not all(cut.axes[v] for cut in cuts))
+    try:
+        sweep.find()
+    except _NotASweep:
+        return None
+    return sweep
 
 
 class _NotASweep(Exception):
@@ -29,32 +45,26 @@ class Sweep:
     """A scan body of one task as passes over its state.
 
     Attributes:
+        cuts: what the task is a part of.
         places: for each value that a pass reads or computes, where its rows and lanes are.
         depth: how many reductions over the rows come before a value, one after another.
         reductions: those that are made of the state, in order.
         early: values that are computed before a pass: vectors over rows or lanes, and numbers.
         fixed: matrices that no step changes.
         moving: values that differ from step to step because the sequences do.
+        shared: inputs of which several tasks read an element.
     """
 
     body: Graph
     carries: int
+    cuts: Sequence[Cut]
     places: dict[Value, Place] = field(default_factory=dict)
     depth: dict[Value, int] = field(default_factory=dict)
     reductions: list[Value] = field(default_factory=list)
     early: dict[Value, None] = field(default_factory=dict)
     fixed: dict[Value, None] = field(default_factory=dict)
     moving: set[Value] = field(default_factory=set)
-
-    @staticmethod
-    def of(body: Graph, carries: int, sequences: int) -> Sweep | None:
-        """The passes of a body, or ``None`` if it is no such body."""
-        sweep = Sweep(body, carries, moving={*body.inputs[carries : carries + sequences]})
-        try:
-            sweep._find()
-        except _NotASweep:
-            return None
-        return sweep
+    shared: set[int] = field(default_factory=set)
 
     @property
     def states(self) -> tuple[Value, ...]:
@@ -87,6 +97,16 @@ class Sweep:
             raise _NotASweep
         return ((x, (rows[0], lanes[0])),)
 
+    def reads_often(self, index: int) -> bool:
+        """Whether an element of a sequence is read by several tasks or passes, so that work on it would be repeated.
+
+        What tasks repeat for a single number of a step is little beside their part of the state.
+        """
+        row, lane = self.places.get(self.body.inputs[index], (0, None))
+        if row is None and lane is None:
+            return False
+        return index in self.shared or (row is not None and self.stages > 1)
+
     def needs(self, reductions: list[Value]) -> set[Value]:
         """Values that these reductions, and no others before them, are computed from."""
         return self._below([v for r in reductions for v, _ in self.summed(r)])
@@ -102,12 +122,19 @@ class Sweep:
         assert isinstance(lanes, int)
         return rows, lanes
 
-    def _find(self) -> None:
+    def find(self) -> None:
+        """Find the parts.
+
+        Raises:
+            _NotASweep: the body has another form.
+        """
         self._check_states()
         for node in self.body.nodes:
             self._order(node)
             if any(v in self.moving for v in node.inputs):
                 self.moving.update(node.results)
+        if not self.reductions:
+            raise _NotASweep
         for value, place in self._output_places().items():
             self._place(value, place)
         for reduction in self.reductions:

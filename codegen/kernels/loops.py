@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import dims as d
 from coilc.ir.dims import Dim
+from coilc.passes.independent_axes import part_in_lanes
 
 from ..scalar import Expr, inside_loop, vector
 from ..tir_passes import ONE_LAUNCH, WORTH_IT
@@ -100,7 +101,7 @@ class Blocks:
 
     def __init__(self, extent: Dim, widest: int) -> None:
         self.extent = extent
-        self.width = block_width(extent, widest) if isinstance(extent, int) else 1
+        self.width = part_in_lanes(extent, widest) if isinstance(extent, int) else 1
 
     def count(self, extent: Expr) -> Expr | int:
         return ceildiv(self.extent, self.width) if isinstance(self.extent, int) else extent
@@ -110,14 +111,6 @@ class Blocks:
         if not isinstance(self.extent, int) or self.extent % self.width == 0:
             return block * i64(self.width)
         return tirx.min(block * i64(self.width), i64(self.extent - self.width))
-
-
-def block_width(extent: int, widest: int) -> int:
-    """The widest power of two, at most ``widest``, that recomputes less than a quarter of ``extent`` by overlap."""
-    width = widest
-    while width > 1 and (width > extent or -(-extent // width) * width * 4 > extent * 5):
-        width //= 2
-    return width
 
 
 def each_column(extent: Dim, columns: Expr, first: Expr, width: int, body: Callable[[Expr], None]) -> None:

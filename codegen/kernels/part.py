@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..reader import Indices, View
 from ..scalar import Expr
@@ -19,11 +19,13 @@ class Part:
     Attributes:
         operands: for each operand of the scan, where the part of a slice of it begins.
         results: the same for each result.
+        places: indices that were asked for: the same ones again let a reader find what it has evaluated.
     """
 
     k: Anchor
     operands: Sequence[Starts]
     results: Sequence[Starts]
+    places: dict[tuple[int, int], tuple[Expr, Expr, Expr]] = field(default_factory=dict)
 
     @property
     def carries(self) -> int:
@@ -38,16 +40,19 @@ class Part:
         """Reads this part of an operand, or of its slice at ``t``."""
 
         def read(indices: Indices) -> Expr:
-            place = _shifted(indices, self.operands[i])
+            place = self._shifted(indices, self.operands[i])
             return self.k.read(i, *(place if t is None else self.stacked(t, place)))
 
         return read
 
     def store(self, i: int, t: Expr | None, indices: Indices, value: Expr) -> None:
         """Write an element of a carry, or of an output at ``t``."""
-        place = _shifted(indices, self.results[i])
+        place = self._shifted(indices, self.results[i])
         self.k.store(i, place if t is None else self.stacked(t, place), value)
 
+    def _shifted(self, indices: Indices, starts: Starts) -> list[Expr]:
+        return [self._sum(starts[a], i) if a in starts else i for a, i in enumerate(indices)]
 
-def _shifted(indices: Indices, starts: Starts) -> list[Expr]:
-    return [starts[a] + i if a in starts else i for a, i in enumerate(indices)]
+    def _sum(self, start: Expr, i: Expr) -> Expr:
+        found = self.places.setdefault((hash(start), hash(i)), (start + i, start, i))
+        return found[0]

@@ -23,6 +23,8 @@ from .loops import Blocks, i64, lanes, local, parallel, product, serial, unravel
 from .step import emit_step_by_step
 
 VECTORS_PER_BLOCK = 2
+VECTORS_OF_SHORT_BODIES = 4  # where loads and stores take longer than the step
+SHORT = 8  # elementwise nodes
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,8 @@ def _emit_by_element(loop: Loop) -> None:
     k, space = loop.k, loop.body.results[0].dims
     *outer, inner = space or (1,)
     bits = max(32, *(type_.dtype.bits for node in loop.body.nodes for type_ in node.types))
-    blocks = Blocks(inner, VECTORS_PER_BLOCK * k.target.lanes(bits))
+    short = sum(ELEMENTWISE in node.op.traits for node in loop.body.nodes) <= SHORT
+    blocks = Blocks(inner, (VECTORS_OF_SHORT_BODIES if short else VECTORS_PER_BLOCK) * k.target.lanes(bits))
     extents = [*(k.extent(dim) for dim in outer), i64(blocks.count(k.extent(inner)))]
     with parallel(k, product(extents), d.size((*space, loop.length, len(loop.body.nodes)))) as task:
         *at, block = unravel(task, extents)

@@ -6,7 +6,7 @@ along which the body mixes nothing (``passes/schedule_steps.py``); what still ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -18,7 +18,7 @@ from coilc.ir import dims as d
 from coilc.ir.cost import graph_flops
 from coilc.passes.independent_axes import Cut
 from coilc.passes.schedule_steps import Step, schedule_step
-from coilc.passes.state_sweeps import Sweep
+from coilc.passes.state_sweeps import sweep_of
 
 from ..kernel import Kernel
 from ..loops import vector_loop, whole_axis
@@ -31,10 +31,16 @@ from .sweep import Passes
 
 ROWS = 8  # that a task takes through a product with a matrix that all rows share
 VECTORS = 2  # registers per vector of a copy
+VECTORS_OF_STATE = 4  # registers per row of a state that a task passes over
 
 
 def emit_step_by_step(k: Anchor) -> None:
     """Write the body of the kernel: a task has one index of every dim that tasks have apart, or some rows of a product."""
+    sweep = sweep_of(k.node, VECTORS_OF_STATE * k.target.lanes(32))
+    if sweep is not None:
+        with _tasks(k, sweep.cuts) as (part, dims):
+            Passes(part, sweep, dims).emit()
+        return None
     rows = d.symbol(f"rows{len(k.kernel.reader.dims)}")
     step = schedule_step(k.node, rows)
     block = next((cut for cut in step.cuts if cut.rows == rows), None)
@@ -49,27 +55,36 @@ def emit_step_by_step(k: Anchor) -> None:
 
 def _emit(k: Anchor, step: Step, rows: d.SymDim | None = None) -> None:
     """All tasks of one form of the step."""
+    with _tasks(k, step.cuts, rows) as (part, dims):
+        Steps(part, step, dims, {str(rows): (1, ROWS)}).emit()
+
+
+@contextmanager
+def _tasks(k: Anchor, cuts: Sequence[Cut], rows: d.SymDim | None = None) -> Iterator[tuple[Part, dict[str, Expr]]]:
+    """The parallel loop over the parts of a scan, and the symbols that a part knows."""
     body: Graph = k.node.attrs["body"]
-    extents = [ceildiv(k.extent(cut.extent), _rows(cut)) for cut in step.cuts] or [i64(1)]
+    extents = [ceildiv(k.extent(cut.extent), _rows(cut)) for cut in cuts] or [i64(1)]
     work = graph_flops(body) * k.dims(k.node.attrs["carries"])[k.node.attrs["axis"]]
     with parallel(k, product(extents), work) as task:
         indices = unravel(task, extents)
-        firsts = [i * i64(_rows(cut)) for cut, i in zip(step.cuts, indices, strict=False)]
-        cuts = list(zip(step.cuts, firsts, strict=True))
+        parts = [(cut, _first(cut, i)) for cut, i in zip(cuts, indices, strict=False)]
 
         def starts(value: Value) -> Starts:
-            return {axis: first for cut, first in cuts for axis in cut.axes[value]}
+            return {axis: first for cut, first in parts for axis in cut.axes[value]}
 
         dims = dict(k.kernel.reader.dims)
-        for cut, first in cuts:
+        for cut, first in parts:
             if cut.rows == rows:
                 dims[str(rows)] = bind(tirx.min(k.extent(cut.extent) - first, i64(ROWS)))
-        part = Part(k, [starts(v) for v in body.inputs], [starts(v) for v in body.results])
-        sweep = Sweep.of(step.body, part.carries, k.node.attrs["sequences"])
-        if sweep is not None:
-            Passes(part, sweep, dims).emit()
-        else:
-            Steps(part, step, dims, {str(rows): (1, ROWS)}).emit()
+        yield Part(k, [starts(v) for v in body.inputs], [starts(v) for v in body.results]), dims
+
+
+def _first(cut: Cut, i: Expr) -> Expr:
+    """Where a part begins; the last one ends at the extent."""
+    start, rows = i * i64(_rows(cut)), cut.rows
+    if isinstance(rows, int) and isinstance(cut.extent, int) and cut.extent % rows:
+        return tirx.min(start, i64(cut.extent - rows))
+    return start
 
 
 def _rows(cut: Cut) -> int:

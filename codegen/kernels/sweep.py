@@ -204,7 +204,7 @@ class Passes:
         reader, sweep = self._reader(moment.views), self.sweep
         for i, value in enumerate(sweep.body.results):
             if i >= len(self.states) and not self._is_matrix(value):
-                with self._each(sweep.places[value]) as (n, j):
+                with self._each(False, sweep.places[value][1] is not None) as (n, j):
                     at = self._at(value, n, j)
                     self.part.store(i, moment.t, at, reader.read(value, at))
 
@@ -246,27 +246,32 @@ class Passes:
         return self.k.operands[self.sweep.body.inputs.index(value)] in self.k.kernel.reader.buffers
 
     def _compute(self, memory: Mapping[Value, tirx.Buffer], views: dict[Value, View]) -> None:
-        """Fill memory with values, from which on they are read there."""
-        for value, buffer in memory.items():
-            place, reader = self.sweep.places[value], self._reader(views)
-            with self._each(place) as (n, j):
-                at = _index(value, place, n, j)
-                element = reader.read(value, at)
-                T.buffer_store(buffer, T.Cast(str(buffer.dtype), element), _inner(at, place))
-            views[value] = partial(_load, buffer, place, value.type.dtype)
+        """Fill memory with values, from which on they are read there; those of one form in one loop."""
+        forms: dict[tuple[bool, bool], list[Value]] = {}
+        for value in memory:
+            row, lane = self.sweep.places[value]
+            forms.setdefault((row is not None, lane is not None), []).append(value)
+        for form in sorted(forms):
+            with self._each(*form) as (n, j):
+                reader = self._reader(dict(views))
+                for value in forms[form]:
+                    at = self._at(value, n, j)
+                    element = T.Cast(str(memory[value].dtype), reader.read(value, at))
+                    T.buffer_store(memory[value], element, _inner(at, self.sweep.places[value]))
+            for value in forms[form]:
+                views[value] = partial(_load, memory[value], self.sweep.places[value], value.type.dtype)
 
     def _shape(self, place: Place) -> tuple[int, ...]:
         extents = (self.sweep.rows, self.sweep.lanes)
         return tuple(n for n, axis in zip(extents, place, strict=True) if axis is not None) or (1,)
 
     @contextmanager
-    def _each(self, place: Place) -> Iterator[tuple[Expr, Expr]]:
-        """Loops over the rows and the lanes that a value has."""
-        row, lane = place
-        if lane is not None:
-            with serial(self.sweep.rows if row is not None else 1) as n, lanes(self.sweep.lanes) as j:
+    def _each(self, rows: bool, lane: bool) -> Iterator[tuple[Expr, Expr]]:
+        """Loops over the rows, the lanes, or both."""
+        if lane:
+            with serial(self.sweep.rows if rows else 1) as n, lanes(self.sweep.lanes) as j:
                 yield n, j
-        elif row is not None:
+        elif rows:
             blocks = Blocks(self.sweep.rows, VECTORS_PER_BLOCK * self.k.target.lanes(32))
             with serial(blocks.count(i64(self.sweep.rows))) as block, lanes(blocks.width) as i:
                 yield blocks.start(block) + i, i64(0)

@@ -23,11 +23,11 @@ def scan_of(text: str) -> Node:
 
 # Lines of a body over h: f32[B, 3, D], and the dims that tasks have apart. What remains must be in one piece per task.
 BODIES = {
-    "tanh(h)": ["B", "D"],
+    "tanh(h)": ["B", "D", "3"],
     "cumsum(h, axis=1, reverse=True)": ["B", "D"],
-    "cumsum(h, axis=2, reverse=False)": ["B"],
-    "flip(h, axes=(0,))": [],
-    "transpose(t, perm=(0, 1, 2))": ["B", "D"],
+    "cumsum(h, axis=2, reverse=False)": ["B", "3"],
+    "flip(h, axes=(0,))": ["3"],
+    "transpose(t, perm=(0, 1, 2))": ["B", "D", "3"],
 }
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from coilc.ir import Module
 
 from .classify_delta_rule import scan_is_delta_rule
 from .classify_gated_linear_attention import scan_is_gated_linear_attention
 from .classify_linear_scan import carry_is_linear
 from .classify_selective_scan import absorb_skip_and_gate, scan_is_selective
+from .classify_time_invariant import loops_without_change
 from .classify_wkv import scan_is_plain_wkv, scan_is_wkv
+from .fold_constants import WeightTable, drop_unused_weights, with_final_names
 from .hoist_invariants import drop_unused, hoist_invariants
 from .rewrite import rewrite_module
 
 
 def classify_scans(module: Module) -> Module:
-    """Turn ``scan`` into the recurrence that its body is: selective_scan, linear_scan, attention with a decay, a delta rule.
+    """Turn ``scan`` into the recurrence that its body is: lti_scan, selective_scan, linear_scan, attention with a decay, a delta rule.
 
     Before::
 
@@ -27,7 +31,9 @@ def classify_scans(module: Module) -> Module:
 
     Needs: loops are scans. Guarantees: equal up to rounding; any other loop stays, with only what needs a carry in it.
     """
+    table = WeightTable(module.weights)
     rules = (
+        loops_without_change(table),
         scan_is_selective,
         scan_is_gated_linear_attention,
         scan_is_delta_rule,
@@ -36,4 +42,5 @@ def classify_scans(module: Module) -> Module:
         carry_is_linear,
     )
     named = rewrite_module(drop_unused(module), *rules)
+    named = with_final_names(drop_unused_weights(replace(named, weights=table.arrays)))
     return absorb_skip_and_gate(hoist_invariants(named))

@@ -11,6 +11,7 @@ from coilc.ir.opdef import ELEMENTWISE, STRUCTURAL
 
 from . import causal_attention  # noqa: F401  its rules
 from .causal_rules import RULES, pointwise
+from .shorten_sequences import shorten_sequences
 from .simplify import simplify
 from .timeline import Mixes, Timed, Timeline, rebuilt
 
@@ -48,7 +49,7 @@ def extract_state(
     Args:
         entries: names of the entries to keep; ``prefill`` and ``step`` are derived unless the module has them.
         source: the entry over whole sequences.
-        time: the symbol that counts its elements.
+        time: the symbol that counts its elements; a graph of known length gets one if it can (``shorten_sequences``).
         context: how many elements a sequence may have where attention keeps them all; by default as many as ``time`` may
             be, and not more than ``CONTEXT``.
 
@@ -82,14 +83,23 @@ def _derived(
     if time not in graph.ranges and graph.states and PREFILL not in wanted:
         return {STEP: replace(graph, name=STEP)}
     if time not in graph.ranges:
-        raise InputError(
-            f"{PREFILL} and {STEP} need a dynamic length: entry '{graph.name}' has no symbol '{time}'; export the model "
-            f"with dynamic_shapes that call the time axis '{time}'"
-            + (f", or ask for '{STEP}' alone, which is what '{graph.name}' does" if graph.states else "")
-        )
+        graph = _of_any_length(graph, time)
     prefill = replace(graph, name=PREFILL) if graph.states else chunked(graph, time, context)
     step = simplify(Module({STEP: replace(prefill, name=STEP).substitute({time: 1})}, module.weights))
     return {PREFILL: prefill, STEP: step.entries[STEP]}
+
+
+def _of_any_length(graph: Graph, time: str) -> Graph:
+    missing = (
+        f"{PREFILL} and {STEP} need a dynamic length: entry '{graph.name}' has no symbol '{time}'; export the model "
+        f"with dynamic_shapes that call the time axis '{time}'"
+    )
+    if graph.states:
+        raise InputError(f"{missing}, or ask for '{STEP}' alone, which is what '{graph.name}' does")
+    try:
+        return shorten_sequences(graph, time)
+    except UnsupportedError as reason:
+        raise InputError(f"{missing}. Its known length does not do: {reason}") from None
 
 
 def chunked(graph: Graph, time: str, context: int | None = None) -> Graph:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from coilc.ir import Graph, Module, Node, SymDim, Value, interpret, literal, ops
+from coilc.ir import Graph, Module, Node, SymDim, Value, interpret, literal, ops, type_of
+from coilc.ir.core import topological_order
 from coilc.ir.interpret import evaluate_body
 
 from .rewrite import on, rewrite_module
@@ -33,7 +34,7 @@ def fold_constants(module: Module) -> Module:
     Needs: weights are present. Guarantees: values are those of the references; weights that nothing uses any more are
     dropped from the table; names are derived from the first weight involved and do not depend on the process.
     """
-    table = _Table(module.weights)
+    table = WeightTable(module.weights)
     folded = rewrite_module(module, table.fold_constant, table.fold_kernel)
     return with_final_names(drop_unused_weights(replace(folded, weights=table.arrays)))
 
@@ -63,8 +64,8 @@ def with_final_names(module: Module) -> Module:
     return replace(rewrite_module(module, weight_by_final_name), weights=renamed)
 
 
-class _Table:
-    """The growing weight table of one folding."""
+class WeightTable:
+    """A weight table that grows while passes compute values."""
 
     def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
         self.arrays = dict(weights)
@@ -91,8 +92,7 @@ class _Table:
         """The value of an expression without inputs, computed in double precision and rounded once."""
         graph = Graph("kernel", (), (("k", value),))
         (array,) = interpret(Module({"main": graph}, self.arrays), {}, wide=True).values()
-        name = next((n.attrs["name"] for n in graph.nodes if n.op is ops.weight), "constant")
-        return self.store(value, np.asarray(array, value.type.dtype.numpy), name)
+        return self.store(value, np.asarray(array, value.type.dtype.numpy), weight_of(value) or "constant")
 
     def array(self, value: Value) -> np.ndarray:
         if value.op is ops.broadcast:
@@ -104,11 +104,15 @@ class _Table:
         return np.asarray(self.arrays[value.node.attrs["name"]])
 
     def store(self, value: Value, array: np.ndarray, stem: str) -> Value:
+        return self.add(array, stem, contiguous=value.op is not ops.transpose)
+
+    def add(self, array: np.ndarray, stem: str, *, contiguous: bool = True) -> Value:
+        """A constant if it is small, else a weight with a temporary name, for ``with_final_names``."""
         if array.size <= INLINE_ELEMENTS:
             return literal(array)
         name = self.temporary_name(stem)
-        self.arrays[name] = array if value.op is ops.transpose else np.ascontiguousarray(array)
-        return ops.weight(name=name, type=value.type)
+        self.arrays[name] = np.ascontiguousarray(array) if contiguous else array
+        return ops.weight(name=name, type=type_of(array))
 
     def stem(self, node: Node) -> str:
         """The name of the first weight involved."""
@@ -118,6 +122,12 @@ class _Table:
     def temporary_name(self, base: str) -> str:
         stem = base.partition(TEMPORARY)[0].partition(".folded")[0]
         return f"{stem}{TEMPORARY}{len(self.arrays)}"
+
+
+def weight_of(value: Value) -> str | None:
+    """The name of a weight that ``value`` is computed from."""
+    nodes = topological_order([value.node])
+    return next((n.attrs["name"] for n in nodes if n.op is ops.weight), None)
 
 
 def is_foldable(node: Node) -> bool:

@@ -84,6 +84,9 @@ def _boundary_type(type_: TensorType) -> TensorType:
 
 
 def _boundary_input(value: Value) -> Value:
+    """A real input is itself."""
+    if not value.type.dtype.is_complex:
+        return value
     return ops.input_(name=value.node.attrs["name"], type=_boundary_type(value.type))
 
 

@@ -29,6 +29,13 @@ def unspread(value: Value) -> Value:
     return value
 
 
+def is_zero(value: Value) -> bool:
+    """Whether every element is known to be 0, complex or not."""
+    while value.op in (ops.broadcast, ops.reshape):
+        (value,) = value.node.inputs
+    return value.op is ops.constant and not np.any(value.node.attrs["value"].value)
+
+
 def scalar(value: Value) -> float | None:
     """The number that every element of ``value`` equals, if it is a broadcast constant."""
     while value.op in (ops.broadcast, ops.reshape):

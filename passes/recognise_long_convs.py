@@ -271,10 +271,11 @@ def many_taps(node: Node) -> tuple[Value, ...] | Declined | None:
     y = ops.long_conv(x, ops.flip(w, axes=(0,)))
     y = ops.add(y, node.inputs[2]) if "bias" in node.attrs["optional"] else y
     y = ops.silu(y) if node.attrs["activation"] == "silu" else y
-    return y, _last_inputs(x, w.dims[0] - 1)
+    return y, last_inputs(x, w.dims[0] - 1)
 
 
-def _last_inputs(x: Value, count: int) -> Value:
+def last_inputs(x: Value, count: int) -> Value:
+    """The last steps of [B, L, D], zeros before the first."""
     before = ops.pad(x, low=(0, count, 0), high=(0, 0, 0), value=0.0)
     return ops.slice_axis(before, 1, x.dims[1], x.dims[1] + count)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from coilc.ir import Dim, Graph, Location, Node, TensorType, Value, dims, literal, ops
 from coilc.ir.types import DTYPES
 
-from .match import scalar
+from .match import is_zero
 
 
 class Mixes(Exception):
@@ -107,7 +107,7 @@ class Timeline:
         before = ops.input_(name=unused(identifier(name), self.taken), type=type_)
         self.taken |= {name, before.node.attrs["name"]}
         self.states.append(State(name, before, before))
-        if initial is None or scalar(initial) == 0:
+        if initial is None or is_zero(initial):
             return before
         return ops.where(ops.eq(self.position(), 0), initial, before)
 

@@ -18,7 +18,7 @@ from .rewrite import rewrite_module
 
 
 def classify_scans(module: Module) -> Module:
-    """Turn ``scan`` into the recurrence that its body is: lti_scan, selective_scan, linear_scan, attention with a decay, a delta rule.
+    """Turn ``scan`` into the recurrence that its body is: a linear one, attention with a decay, a delta rule, a state space.
 
     Before::
 

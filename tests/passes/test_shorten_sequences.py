@@ -1,0 +1,96 @@
+"""A graph over a sequence of known length takes any shorter one, and so runs piece by piece, if it is causal."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import numpy as np
+import pytest
+import torch
+
+import coilc
+from coilc.ir import Module, UnsupportedError, interpret, parse_graph, print_graph
+from coilc.passes.shorten_sequences import shorten_sequences
+
+ZOO = Path(__file__).resolve().parents[2] / "examples" / "zoo"
+FIXED = """
+    def main(x: f32[B, 6, 4], *, B: dim[1:8]):
+        v0: f32[4] = weight(name="gain", type=f32[4])
+        v1: f32[B, 6, 4] = broadcast(v0, dims=(B, 6, 4))
+        v2: f32[B, 6, 4] = mul(x, v1)
+        v3: f32[6, 4] = weight(name="k", type=f32[6, 4])
+        v4: f32[B, 6, 4] = long_conv(v2, v3, optional=())
+        v5: f32[6, 4] = weight(name="place", type=f32[6, 4])
+        v6: f32[B, 6, 4] = broadcast(v5, dims=(B, 6, 4))
+        v7: f32[B, 6, 4] = add(v4, v6)
+        v8: f32[B, 6, 2, 2] = reshape(v7, dims=(B, 6, 2, 2))
+        v9: f32[B, 6, 2] = sum(v8, axes=(3,), keepdims=False)
+        return {"y": v9}
+    """
+
+
+def test_before_and_after() -> None:
+    short = """
+        def main(x: f32[B, L, 4], *, B: dim[1:8], L: dim[1:6]):
+            v0: f32[4] = weight(name="gain", type=f32[4])
+            v1: f32[B, L, 4] = broadcast(v0, dims=(B, L, 4))
+            v2: f32[B, L, 4] = mul(x, v1)
+            v3: f32[6, 4] = weight(name="k", type=f32[6, 4])
+            v4: f32[B, L, 4] = long_conv(v2, v3, optional=())
+            v5: f32[6, 4] = weight(name="place", type=f32[6, 4])
+            v6: f32[B, 6, 4] = broadcast(v5, dims=(B, 6, 4))
+            v7: f32[B, L, 4] = slice(v6, starts=(0, 0, 0), stops=(B, L, 4), steps=(1, 1, 1))
+            v8: f32[B, L, 4] = add(v4, v7)
+            v9: f32[B, L, 2, 2] = reshape(v8, dims=(B, L, 2, 2))
+            v10: f32[B, L, 2] = sum(v9, axes=(3,), keepdims=False)
+            return {"y": v10}
+        """
+    assert print_graph(_shortened(FIXED)).strip() == dedent(short).strip()
+
+
+def _shortened(text: str) -> coilc.ir.Graph:
+    return shorten_sequences(parse_graph(dedent(text).strip()), "L")
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 6])
+def test_a_shorter_sequence_gives_the_first_results(length: int, rng: np.random.Generator) -> None:
+    weights = {name: rng.standard_normal(dims) for name, dims in (("gain", 4), ("k", (6, 4)), ("place", (6, 4)))}
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
+    x = rng.standard_normal((2, 6, 4)).astype(np.float32)
+    whole = interpret(Module({"main": parse_graph(dedent(FIXED).strip())}, weights), {"x": x})["y"]
+    short = interpret(Module({"main": _shortened(FIXED)}, weights), {"x": x[:, :length]})["y"]
+    np.testing.assert_allclose(short, whole[:, :length], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("was", "becomes", "reason"), [
+    ("v9: f32[B, 6, 2] = sum(v8, axes=(3,)", "v9: f32[B, 2, 2] = sum(v8, axes=(1,)", "sum mixes all times"),
+    ("long_conv(v2, v3, optional=())", 'long_conv(v2, v3, v3, optional=("future",))', "long_conv looks ahead"),
+    ("add(v4, v6)", "flip(v4, axes=(1,))", "flip has no rule"),
+])  # fmt: skip
+def test_what_needs_it_whole_is_listed(was: str, becomes: str, reason: str) -> None:
+    text = FIXED.replace(was, becomes)
+    with pytest.raises(UnsupportedError, match=reason):
+        _shortened(text)
+
+
+@pytest.mark.parametrize("name", ["s4", "dss", "spacetime"])
+def test_state_spaces_of_known_length_run_step_by_step(name: str, tmp_path: Path) -> None:
+    sys.path.insert(0, str(ZOO))
+    try:
+        file = importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ZOO))
+    model, args, kwargs, dynamic = file.build()
+    program = coilc.export(model, args, kwargs, dynamic_shapes=dynamic)
+    compiled = coilc.load(coilc.compile(program, tmp_path / "m.coil", entries=("prefill", "step")))
+    x = torch.randn(2, file.TOKENS, args[0].shape[-1], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.double()(x.double()).numpy()
+    session = compiled.session()
+    pieces = [session.prefill(x=x[:, :17].numpy())]
+    pieces += [session.step(x=x[:, t : t + 1].numpy()) for t in range(17, file.TOKENS)]
+    actual = np.concatenate([next(iter(piece.values())) for piece in pieces], 1)
+    assert np.linalg.norm(actual - expected) <= 1e-5 * np.linalg.norm(expected)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from coilc.ir import Dim, Dims, Value, dims
 
-from .decayed_terms import Ref, Term
+from .decayed_terms import Ref, Term, without_last
 from .index_algebra import NotExact, Space
 
 NOW, THEN = dims.symbol("$now"), dims.symbol("$then")
@@ -25,6 +26,7 @@ class CausalSum:
 
     Attributes:
         decays: products whose running sum, from after ``then`` to ``now``, is the exponent; read at ``NOW``.
+        spared: the exponent ends before the decays at ``now``.
     """
 
     scale: float
@@ -32,12 +34,13 @@ class CausalSum:
     then: tuple[Ref, ...]
     decays: tuple[tuple[Ref, ...], ...]
     bound: tuple[tuple[str, Dim], ...]
+    spared: bool = False
 
     @property
     def key(self) -> object:
         """Equal for equal sums; factors come in any order."""
         bags = (frozenset(Counter(refs).items()) for refs in (self.now, self.then, *self.decays))
-        return self.scale, next(bags), next(bags), frozenset(Counter(bags).items()), self.bound
+        return self.scale, next(bags), next(bags), frozenset(Counter(bags).items()), self.bound, self.spared
 
 
 def moments(term: Term, space: Space) -> tuple[Dim, Dim]:
@@ -56,6 +59,8 @@ def moments(term: Term, space: Space) -> tuple[Dim, Dim]:
     if len(then) == 1 and not now and len(term.guards) == 1:
         (guard,) = term.guards
         now = [e for e in (space.resolve(guard + then[0]),) if space.variables(e) <= space.free]
+    if len(now) == 2 and now[1] - now[0] in (1, -1):  # a decay that ends before now is read up to there
+        now = now[:1] if now[0] - now[1] == 1 else now[1:]
     if len(now) != 1 or len(then) != 1:
         raise NotExact(f"it reads {len(now)} moments of the result and {len(then)} that are summed over, not one each")
     return now[0], then[0]
@@ -81,7 +86,7 @@ def causal_sum(term: Term, now: Dim, then: Dim, space: Space, rank: Callable[[Va
     named = [_named(r, now, then) for r in term.refs]
     moving = space.variables(now) | space.variables(then)
     others = tuple(b for b in term.bound if not space.variables(b) & moving)
-    decays = _decays(term, now, then)
+    decays, spared = _exponent(term, now, then)
     everything = [*named, *(r for decay in decays for r in decay)]
     bound = _renaming(sorted(everything, key=lambda r: rank(r.value)), others, space)
     for r in everything:
@@ -98,6 +103,7 @@ def causal_sum(term: Term, now: Dim, then: Dim, space: Space, rank: Callable[[Va
         then_refs,
         tuple(tuple(r.at(move) for r in decay) for decay in decays),
         tuple(bound.values()),
+        spared,
     )
 
 
@@ -105,19 +111,29 @@ def _named(ref: Ref, now: Dim, then: Dim) -> Ref:
     return replace(ref, index=tuple(NOW if e == now else THEN if e == then else e for e in ref.index))
 
 
-def _decays(term: Term, now: Dim, then: Dim) -> list[tuple[Ref, ...]]:
+def _exponent(term: Term, now: Dim, then: Dim) -> tuple[list[tuple[Ref, ...]], bool]:
+    """The decays of the exponent, and whether it ends before those at ``now``."""
+    term = replace(term, exponent=without_last(term.exponent))
+    if term.exponent:
+        with suppress(NotExact):
+            return _decays(term, now - 1, now, then), True
+    return _decays(term, now, now, then), False
+
+
+def _decays(term: Term, until: Dim, now: Dim, then: Dim) -> list[tuple[Ref, ...]]:
+    """The exponent as running sums from after ``then`` to ``until``."""
     found: list[tuple[Ref, ...]] = []
     rest = dict(term.exponent)
     while rest:
         atom, factor = rest.popitem()
         if atom.axis is None:
-            if factor != now - then:
+            if factor != until - then:
                 raise NotExact("a constant in the exponent is not multiplied by the distance in time")
             found.append(atom.refs)
             continue
-        sign = 1 if atom.point == now + 1 else -1
-        other = atom.with_point(then + 1 if sign == 1 else now + 1)
-        if atom.point not in (now + 1, then + 1) or factor != sign or rest.pop(other, None) != -sign:
+        sign = 1 if atom.point == until + 1 else -1
+        other = atom.with_point(then + 1 if sign == 1 else until + 1)
+        if atom.point not in (until + 1, then + 1) or factor != sign or rest.pop(other, None) != -sign:
             raise NotExact(f"the exponent does not add up to the decay from then to now: {show(term, now, then)}")
         found.append(atom.with_point(NOW).refs)
     return found

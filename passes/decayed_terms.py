@@ -75,6 +75,16 @@ def times(exponent: Exponent, factor: Dim) -> Exponent:
     return {atom: f * factor for atom, f in exponent.items()} if factor != 0 else {}
 
 
+def without_last(exponent: Exponent) -> Exponent:
+    """P(t + 1) - a[t] as P(t)."""
+    result = dict(exponent)
+    for atom, factor in exponent.items():
+        if atom.axis is not None and result.get(element := Atom(atom.with_point(atom.point - 1).refs)) == -factor:
+            del result[atom], result[element]
+            result = dict(plus(result, {atom.with_point(atom.point - 1): factor}))
+    return result
+
+
 def moved(exponent: Exponent, move: Move) -> Exponent:
     return plus(*({atom.at(move): move(factor)} for atom, factor in exponent.items()))
 

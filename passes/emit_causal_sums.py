@@ -17,10 +17,14 @@ from .index_algebra import NotExact, Space
 
 
 class Emission:
-    """Tensors with one axis per index variable, and time as axis 0, from elements; and back to the dims of ``root``."""
+    """Tensors with one axis per index variable, and time as axis 0, from elements; and back to the dims of ``root``.
 
-    def __init__(self, space: Space, root: Value, index: Dims, now: Dim) -> None:
-        self.space, self.root, self.now = space, root, now
+    Attributes:
+        strict: whether the sum ends before ``now``, so that the state is read before its update.
+    """
+
+    def __init__(self, space: Space, root: Value, index: Dims, now: Dim, strict: bool = False) -> None:
+        self.space, self.root, self.now, self.strict = space, root, now, strict
         self.index = tuple(map(space.resolve, index))
         (*places,) = (n for e, n in zip(self.index, root.dims, strict=True) if e == now)
         self.axes: dict[str, int] = {}
@@ -49,6 +53,8 @@ class Emission:
         if any(f.value.type.dtype is not self.root.type.dtype for f in (*now, *then)):
             raise NotExact("its factors have different element types")
         decay = [f for refs in found.decays for f in self._decay(refs)]
+        if self.strict and not found.spared:  # the state of the step before decays once more
+            now += decay
         query = [f for f in now if f.support & summed]
         y = self._recurrence(decay, then, query, summed)
         total = _scaled(self._arranged([y, *(f for f in now if not f.support & summed)]), found.scale)
@@ -84,6 +90,7 @@ class Emission:
             update=state(update),
             query=state(query),
             contracted=frozenset(renamed[axis] for axis in summed),
+            added=() if self.strict else None,
         )
         if not summed:
             return self._by_states(decay, update, query, summed)
@@ -109,6 +116,10 @@ class Emission:
             states = ops.linear_scan(factors, inflow, start, axis=0, reverse=False)[0]
         else:
             states = ops.cumsum(inflow, axis=0, reverse=False)
+        if self.strict:
+            none = tuple(0 for _ in axes)
+            before = ops.slice_axis(states, 0, 0, states.dims[0] - 1)
+            states = ops.pad(before, low=(1, *none[1:]), high=none, value=0.0)
         read = product([*query, _without_units(Factor(states, axes))], groups, self.extent, like=self.root)
         y = ops.sum(read, axes=tuple(axes.index(a) for a in sorted(summed)), keepdims=False) if summed else read
         return _without_units(Factor(y, tuple(axis for axis in axes if axis not in summed)))

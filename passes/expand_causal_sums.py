@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from coilc.ir import Dim, Dims, Node, Value, literal, ops
 
 from .decayed_terms import Atom, Logarithm, Ref, Term, along, plus, possible, times, total
@@ -285,11 +287,16 @@ def _mul(e: Expansion, node: Node, index: Dims) -> list[Term]:
 
 
 def _div(e: Expansion, node: Node, index: Dims) -> list[Term]:
-    """By an exponential."""
-    x, y = (e.terms(v, index) for v in node.inputs)
-    if len(y) != 1 or y[0].refs or y[0].guards or y[0].bound:
-        raise NotExact("a sum over time is divided by something that is no exponential")
-    return product(x, [Term(1 / y[0].scale, exponent=times(y[0].exponent, -1))])
+    """By a product, or by something that is then read as it is, such as the sum of a row."""
+    x, divisor = e.terms(node.inputs[0], index), node.inputs[1]
+    parts = e.terms(divisor, index)
+    if len(parts) != 1 or parts[0].guards or parts[0].bound:
+        parts = e.factors(divisor, index)
+    if len(parts) != 1 or parts[0].guards:
+        raise NotExact("a sum over time is divided by something that is no product")
+    (by,) = parts
+    refs = tuple(Ref(ops.reciprocal(r.value), r.index) for r in by.refs)
+    return product(x, [Term(1 / by.scale, refs, times(by.exponent, -1))])
 
 
 def _exp(e: Expansion, node: Node, index: Dims) -> list[Term]:
@@ -327,15 +334,15 @@ def _cast(e: Expansion, node: Node, index: Dims) -> list[Term]:
 
 def _constant(e: Expansion, node: Node, index: Dims) -> list[Term]:
     array = constant_array(node, e.arrays)
-    logarithm = powers(array)
-    if logarithm is None or not logarithm.any():
+    logarithm, first = powers(array) or (np.zeros(()), 0)
+    if not logarithm.any():
         return [Term(guards=triangle(array, index))]
     *head, now, then = index
     decay = Ref(
         literal(logarithm.astype(array.dtype)),
         tuple(0 if n == 1 else i for i, n in zip(head, logarithm.shape, strict=True)),
     )
-    return [Term(exponent={Atom((decay,)): now - then}, guards=(now - then,))]
+    return [Term(exponent={Atom((decay,)): now - then - first}, guards=(now - then - first,))]
 
 
 def _concat(e: Expansion, node: Node, index: Dims) -> list[Term]:

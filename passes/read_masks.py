@@ -153,8 +153,18 @@ def is_triangle(node: Node, arrays: Mapping[str, np.ndarray]) -> bool:
         return False
 
 
-def powers(array: np.ndarray) -> np.ndarray | None:
-    """The logarithm of the decay behind a constant ``decay ** (i - j)`` for i >= j, else 0, over the last two axes."""
+def powers(array: np.ndarray) -> tuple[np.ndarray, int] | None:
+    """The logarithm of the decay behind a constant ``decay ** (i - j - first)`` for i - j >= first, else 0, over the last
+    two axes; and ``first``, which is 0 or 1."""
+    if array.ndim >= 2 and array.shape[-1] == array.shape[-2] and array.size and not array[..., 0, 0].any():
+        found = _powers(array[..., 1:, :-1])
+        lowest = np.concatenate([array[..., 0, :], array[..., :, -1]], axis=-1)
+        return None if found is None or lowest.any() else (found, 1)
+    found = _powers(array)
+    return None if found is None else (found, 0)
+
+
+def _powers(array: np.ndarray) -> np.ndarray | None:
     if array.ndim < 2 or array.dtype.kind != "f" or array.shape[-1] != array.shape[-2] or array.shape[-1] < 3:
         return None
     if not (np.all(array[..., 0, 0] == 1) and np.all(array[..., 1, 0] > 0)):

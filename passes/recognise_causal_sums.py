@@ -118,8 +118,8 @@ def _recurrence(
     limits = tuple(n - 1 - e for e, n in zip(index, root.dims, strict=True))
     if any(not always(g, space, limits) for term in rest for g in term.guards):
         raise NotExact("what is added to the sum is masked")
-    summed, now = _one_sum(terms, space, limits, rank)
-    result = Emission(space, root, index, now).result(summed, rest)
+    summed, now, strict = _one_sum(terms, space, limits, rank)
+    result = Emission(space, root, index, now, strict).result(summed, rest)
     if result == root:
         raise NotExact("it runs over time as it is")
     return result
@@ -148,8 +148,10 @@ def _opened(terms: list[Term], expansion: Expansion) -> list[Term]:
     return _resolved(done, expansion.space)
 
 
-def _one_sum(terms: Sequence[Term], space: Space, limits: Dims, rank: Mapping[Node, int]) -> tuple[CausalSum, Dim]:
-    """The terms as one sum over the whole past."""
+def _one_sum(
+    terms: Sequence[Term], space: Space, limits: Dims, rank: Mapping[Node, int]
+) -> tuple[CausalSum, Dim, bool]:
+    """The terms as one sum over the whole past, the moment of the result, and whether the past ends before it."""
     sums: dict[object, CausalSum] = {}
     covered: list[tuple[str, ...]] = []
     nows: dict[Dim, None] = {}
@@ -161,8 +163,11 @@ def _one_sum(terms: Sequence[Term], space: Space, limits: Dims, rank: Mapping[No
         covered += domains(term, now, then, space, limits)
     if len(sums) != 1 or len(nows) != 1:
         raise NotExact(f"{len(sums)} different sums over time are added")
-    wanted = complete(len(covered[0]))
-    if len(set(covered)) != len(covered) or set(covered) != wanted:
+    wanted, (summed,), (now,) = complete(len(covered[0])), sums.values(), nows
+    strict = wanted - set(covered) == {("equal",) * len(covered[0])}
+    if len(set(covered)) != len(covered) or not (strict or set(covered) == wanted):
         missing = sorted(wanted - set(covered))
         raise NotExact(f"the sums do not cover the past once: missing {missing}, have {sorted(covered)}")
-    return next(iter(sums.values())), next(iter(nows))
+    if summed.spared and not strict:
+        raise NotExact("the exponent does not add up to the decay from then to now: it leaves out that of now")
+    return summed, now, strict

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from coilc.ir import Location, Value, at, ops
 from coilc.ir.core import Node
 
+from .align_scans import align_scans
 from .match import scalar
 
 MIN_STEPS = 3
@@ -191,10 +192,11 @@ def moving_axis(a: Node, b: Node) -> int | None:
 
 @dataclass
 class Step:
-    """How one step instantiates the template: actual carries read, and the moving leaves."""
+    """How one step instantiates the template: actual carries read, the moving leaves, and what it computes."""
 
     carries: dict[Value, Value]
     sequences: dict[Value, Value]
+    made: dict[Value, Value]
 
 
 class Fit(NamedTuple):
@@ -248,7 +250,7 @@ def match_steps(template: Template, outputs: Sequence[Value]) -> Fit:
 
 def match_step(template: Template, output: Value, left: Mapping[Value, Value]) -> Step:
     """``left``: for every carry of the template, the value that this step must leave for the step after it."""
-    step = Step({}, {})
+    step = Step({}, {}, {})
     stack = [(template.root, output), *((template.carries[read], value) for read, value in left.items())]
     seen: set[tuple[Value, Value]] = set()
     while stack:
@@ -266,12 +268,25 @@ def match_step(template: Template, output: Value, left: Mapping[Value, Value]) -
         elif pattern in template.invariants:
             if pattern != actual:
                 raise _changed(pattern, actual)
+        elif pattern.op is ops.reshape and actual.op is not ops.reshape and pattern.node.inputs[0] in template.carries:
+            (carried,) = pattern.node.inputs  # the first step may start from anything
+            _bind(step.carries, carried, ops.reshape(actual, dims=carried.dims))
         else:
-            _require_same_op(pattern, actual, "the last step")
-            stack += zip(pattern.node.inputs, actual.node.inputs, strict=True)
+            step.made[pattern] = actual
+            stack += zip(pattern.node.inputs, _operands(pattern, actual), strict=True)
     if set(step.carries) != set(template.carries):
         raise Mismatch(output.node, "it reads fewer carried values than the last step")
     return step
+
+
+def _operands(pattern: Value, actual: Value) -> Sequence[Value]:
+    """What ``actual`` is computed from, by the op of ``pattern``."""
+    if pattern.op is ops.scan and actual.op is ops.scan and pattern.index == actual.index:
+        aligned = align_scans(pattern.node, actual.node)
+        if aligned is not None:
+            return aligned
+    _require_same_op(pattern, actual, "the last step")
+    return actual.node.inputs
 
 
 def _changed(shared: Value, found: Value) -> Mismatch:

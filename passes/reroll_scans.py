@@ -21,7 +21,9 @@ away) are peeled and stay as they are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -29,6 +31,8 @@ import numpy as np
 from coilc.ir import Array, Graph, Module, Value, at, literal, ops
 from coilc.ir.core import Node
 
+from .align_scans import equal_outputs
+from .loop_parts import to_front
 from .match_loops import (
     MIN_STEPS,
     Mismatch,
@@ -59,7 +63,11 @@ def reroll_loops(module: Module) -> Module:
 
 
 class _Later(Exception):
-    """A loop around one that this round replaces."""
+    """A loop around one, or after one, that this round replaces: by ``instead``, if anything changes."""
+
+    def __init__(self, instead: Mapping[Value, Value] | None = None) -> None:
+        super().__init__()
+        self.instead = instead or {}
 
 
 def reroll_scans(graph: Graph) -> Graph:
@@ -70,20 +78,27 @@ def reroll_scans(graph: Graph) -> Graph:
     tried: set[Node] = set()
     while True:
         surroundings, replacements = _Surroundings(graph), dict[Value, Value]()
+        found, busy = list[_Found](), set[Node]()
         for concat in _candidates(graph):
             if concat in tried:
                 continue
             try:
                 with at(inside(concat)):
-                    replacements |= _reroll(surroundings, concat, replacements)
-            except _Later:
+                    loop = _find(surroundings, concat, busy)
+                    _stack_what_is_read(surroundings, found, loop)
+                    replacements |= _replace(surroundings, loop, ())
+                    found.append(loop)
+                    busy.add(concat)
+            except _Later as later:
+                replacements |= later.instead
+                busy.add(concat)
                 continue
             except Mismatch as mismatch:
                 record_refusal("reroll_scans", mismatch.node, mismatch.reason)
             tried.add(concat)
         if not replacements:
             return graph
-        graph = replace_values(graph, replacements)
+        graph = equal_outputs(replace_values(graph, replacements))
 
 
 def _candidates(graph: Graph) -> Iterator[Node]:
@@ -105,36 +120,81 @@ class _Surroundings:
 # --- the replacement ------------------------------------------------------------------------------------------------
 
 
-def _reroll(surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, Value]) -> dict[Value, Value]:
-    """Replace a loop whose outputs ``concat`` stacks, in the order of the steps or else the other way round."""
+@dataclass(frozen=True)
+class _Found:
+    """A loop: its form, its steps in time order, and the concat of what they put out, the last steps first or last."""
+
+    concat: Node
+    template: Template
+    steps: Sequence[Step]
+    backwards: bool
+
+
+def _find(surroundings: _Surroundings, concat: Node, busy: AbstractSet[Node]) -> _Found:
+    """The loop whose outputs ``concat`` stacks, in the order of the steps or else the other way round."""
     try:
-        return _reroll_in_order(surroundings, concat, replaced, backwards=False)
+        return _find_in_order(surroundings, concat, busy, backwards=False)
     except Mismatch as mismatch:
         with suppress(Mismatch):
-            return _reroll_in_order(surroundings, concat, replaced, backwards=True)
+            return _find_in_order(surroundings, concat, busy, backwards=True)
         raise mismatch
 
 
-def _reroll_in_order(
-    surroundings: _Surroundings, concat: Node, replaced: Mapping[Value, Value], *, backwards: bool
-) -> dict[Value, Value]:
+def _find_in_order(surroundings: _Surroundings, concat: Node, busy: AbstractSet[Node], *, backwards: bool) -> _Found:
     outputs = concat.inputs[::-1] if backwards else concat.inputs
     templates = _templates(surroundings.order, outputs)
-    if any(node.op is ops.concat and Value(node) in replaced for node in templates[0].interior):
+    if not busy.isdisjoint(templates[0].interior):
         raise _Later
     template, steps, broken = longest(templates, outputs)
     if broken and len(outputs) - len(steps) > 1:
         record_refusal("reroll_scans", broken.node, f"{broken.reason}; only the steps after it become a scan")
-    if not template.sequences:
-        raise Mismatch(concat, "its steps read nothing that differs from step to step")
-    finals, (stacked,) = _loop(template, steps, _escapes(surroundings, concat, template), [template.root])
+    return _Found(concat, template, steps, backwards)
+
+
+def _replace(surroundings: _Surroundings, loop: _Found, read: Sequence[Value]) -> dict[Value, Value]:
+    """What becomes of the values of a loop. Of ``read``, values of its last step, those of all steps are kept."""
+    concat, template, steps = loop.concat, loop.template, loop.steps
+    escapes = [v for v in _escapes(surroundings, concat, template) if v not in read]
+    finals, (stacked, *kept) = _loop(template, steps, escapes, [template.root, *read])
     axis = concat.attrs["axis"]
-    whole = _unstack(ops.flip(stacked, axes=(0,)) if backwards else stacked, axis)
+    whole = _unstack(ops.flip(stacked, axes=(0,)) if loop.backwards else stacked, axis)
+    outputs = concat.inputs[::-1] if loop.backwards else concat.inputs
     peeled = outputs[: len(outputs) - len(steps)]
-    parts = (whole, *peeled[::-1]) if backwards else (*peeled, whole)
+    parts = (whole, *peeled[::-1]) if loop.backwards else (*peeled, whole)
     result = ops.concat(*parts, axis=axis) if peeled else whole
     inherit_location(concat, (result,))
-    return finals | {Value(concat): result}
+    slices = {
+        step.made[value]: _at(all_steps, t)
+        for value, all_steps in zip(read, kept, strict=True)
+        for t, step in enumerate(steps)
+    }
+    return finals | slices | {Value(concat): result}
+
+
+def _at(stacked: Value, t: int) -> Value:
+    """``stacked[t]``."""
+    rest = stacked.dims[1:]
+    starts, stops = (t, *(0 for _ in rest)), (t + 1, *rest)
+    return ops.reshape(ops.slice(stacked, starts=starts, stops=stops, steps=(1,) * len(starts)), dims=rest)
+
+
+def _stack_what_is_read(surroundings: _Surroundings, found: Sequence[_Found], outer: _Found) -> None:
+    """Keep ``outer`` from running other loops again, whose states it would carry next to its own.
+
+    The rows of a grid read the row before, step by step. That row becomes a loop that stacks what is read; ``outer``
+    waits for the next round, where it finds sequences.
+
+    Raises:
+        _Later: there is such a loop.
+    """
+    for loop in found:
+        if not loop.template.carries.keys() < outer.template.carries.keys():
+            continue
+        inside = loop.template.interior
+        others = (node for node in outer.template.interior if node not in inside)
+        read = list(dict.fromkeys(v for node in others for v in node.inputs if v in loop.steps[-1].made))
+        if read:
+            raise _Later(_replace(surroundings, loop, read))
 
 
 def _templates(order: Mapping[Node, int], outputs: Sequence[Value]) -> list[Template]:
@@ -210,10 +270,9 @@ def _sequence(leaf: Value, actuals: Sequence[Value]) -> Value:
         stops=_with(attrs["stops"], axis, high),
         steps=_with(attrs["steps"], axis, abs(stride)),
     )
+    window = window if window.type != leaf.node.inputs[0].type else leaf.node.inputs[0]
     window = ops.flip(window, axes=(axis,)) if stride < 0 else window
-    rank = len(leaf.dims)
-    moved = ops.transpose(window, perm=(axis, *(i for i in range(rank) if i != axis)))
-    return ops.reshape(moved, dims=(len(actuals), *leaf.dims))
+    return ops.reshape(to_front(window, axis), dims=(len(actuals), *leaf.dims))
 
 
 def _with(items: Sequence[object], index: int, item: object) -> tuple[object, ...]:
@@ -226,7 +285,7 @@ def _body(template: Template, escapes: list[Value], outputs: Sequence[Value]) ->
     inputs = [ops.input_(name=name, type=leaf.type) for name, leaf in parameters]
     mapping = {leaf: v for (name, leaf), v in zip(parameters, inputs, strict=True) if not name.startswith("l")}
     results = rebuild([*template.carries.values(), *escapes, *outputs], mapping)
-    names = [name for name, _ in parameters if name[0] in "hl"] + ["y"] * len(outputs)
+    names = [name for name, _ in parameters if name[0] in "hl"] + [f"y{i or ''}" for i in range(len(outputs))]
     return Graph("step", tuple(inputs), tuple(zip(names, results, strict=True)))
 
 

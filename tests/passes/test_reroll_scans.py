@@ -128,6 +128,38 @@ def test_loop_within_a_loop() -> None:
     same_numbers(before, after, 4)
 
 
+def grid(height: int, width: int) -> Graph:
+    """Two states per cell of ``x: f32[height, width, D]``, which read the cell before and the cell above."""
+    x, zero, rows = parameter("x", height, width, D), literal(np.zeros(D, np.float32)), []
+    above = [(zero, zero)] * width
+    for i in range(height):
+        left, row, outputs = (zero, zero), [], []
+        for j in range(width):
+            part = ops.slice(x, starts=(i, j, 0), stops=(i + 1, j + 1, D), steps=(1, 1, 1))
+            cell = ops.add(ops.mul(left[0], 0.5), ops.tanh(ops.add(left[1], ops.reshape(part, dims=(D,)))))
+            left = (cell, ops.sub(ops.mul(above[j][1], 0.7), ops.mul(above[j][0], cell)))
+            outputs.append(ops.reshape(ops.add(*left), dims=(1, D)))
+            row.append(left)
+        above = row
+        rows.append(ops.reshape(ops.concat(*outputs, axis=0) if width > 1 else outputs[0], dims=(1, width, D)))
+    return Graph("main", (x,), (("y", ops.concat(*rows, axis=0) if height > 1 else rows[0]),))
+
+
+@pytest.mark.parametrize("height", [1, 2, 3, 6])
+@pytest.mark.parametrize("width", [1, 2, 3, 7])
+def test_loop_over_a_grid(height: int, width: int) -> None:
+    before = grid(height, width)
+    after = reroll_scans(before)
+    scans = [node for node in after.nodes if node.op is ops.scan]
+    if width >= 3 and height >= 3:  # the first row, which reads zeros, is like the others
+        (rows,) = scans
+        assert count(rows.attrs["body"], "scan") == 1
+        assert rows.inputs[rows.attrs["carries"]].dims[0] == height
+    values = np.random.default_rng(0).standard_normal((height, width, D)).astype(np.float32)
+    found, expected = (interpret(Module({"main": graph}), {"x": values}) for graph in (after, before))
+    np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["lstm", "lif"])
 @pytest.mark.parametrize("length", [4, 9])
 def test_loop_of_which_only_the_end_is_used(name: str, length: int) -> None:

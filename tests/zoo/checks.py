@@ -34,13 +34,14 @@ def unrolled(graph: Graph) -> str | None:
     return None
 
 
-def materialised(program: Module, scheduled: Module, length: str | int) -> str | None:
+def materialised(program: Module, scheduled: Module, length: str | int, rows: int = 1) -> str | None:
     """A buffer that grows faster than the sequence, or is wider per token than all that the layers make.
 
     Args:
         program: as imported; its weights say how wide the layers are.
         scheduled: after the stage ``fuse``, where what is outside of the groups is memory.
         length: the symbol along the sequence, or its extent where it is fixed.
+        rows: sequences side by side in one sample.
     """
     graph = scheduled.entries["main"]
     sides = [side for array in program.weights.values() for side in array.shape]
@@ -48,8 +49,9 @@ def materialised(program: Module, scheduled: Module, length: str | int) -> str |
     for value in _buffers(graph):
         if _is_square(value, length):
             return f"{value.type} grows with the square of the length"
-        if _width(value, length) > 2 * widest:
-            return f"{value.type} has {_width(value, length)} elements per token; the widest layer has {widest}"
+        if _width(value, length) > 2 * widest * rows:
+            wide = _width(value, length) // rows
+            return f"{value.type} has {wide} elements per token; the widest layer has {widest}"
     return None
 
 

@@ -6,6 +6,7 @@ A model is a file with ``build()``, which the command line takes as well, and wh
 ``CAUSAL``   whether a token sees only those before it
 ``LENGTHS``  extents to try besides the example's: of ``L``, or by name where there are several
 ``EXPORT``   optional: further arguments of ``coilc.export``
+``ROWS``     optional: how many sequences along ``L`` there are in one sample
 ``TOKENS``   where the length is fixed: how many tokens there are
 
 A causal model of any length also runs piece by piece, with the same results.
@@ -128,7 +129,7 @@ def test_nothing_is_left_unrolled(case: Case) -> None:
 
 def test_nothing_is_materialised(case: Case) -> None:
     for length in case.lengths:
-        assert materialised(case.program, case.stages["fuse"], length) is None
+        assert materialised(case.program, case.stages["fuse"], length, getattr(case.file, "ROWS", 1)) is None
 
 
 def test_it_equals_eager_at_every_size(case: Case) -> None:

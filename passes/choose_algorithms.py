@@ -16,9 +16,11 @@ from .cost_model import GatedLinearAttention, LinearScan, Machine, SelectiveScan
 from .replace_values import replace_values
 from .split_linear_scan import split_cumsum, split_linear_scan
 from .split_selective_scan import split_selective_scan
+from .wavefront import grid_cost, grid_extents, wavefront
+from .wavefront import why_not as not_a_grid
 
 SEQUENTIAL = "sequential"
-ALGORITHMS = (SEQUENTIAL, "chunked", "associative")
+ALGORITHMS = (SEQUENTIAL, "chunked", "associative", "wavefront")
 LENGTH = 2048  # steps that a symbolic length stands for
 GAIN = 1.2  # how many times fewer cycles the model must promise before the plain loop is left
 
@@ -29,7 +31,7 @@ class Form:
 
     Attributes:
         name: one of ``ALGORITHMS``.
-        parameter: what its number is, in words.
+        parameter: what its number is, in words; empty where it has none.
         values: the numbers to try.
         rewrite: from operands, attributes and the number to the results.
     """
@@ -45,8 +47,9 @@ FORMS: Mapping[OpDef, Form] = {
     ops.linear_scan: Form("associative", "chunks", (4, 8, 16, 64), split_linear_scan),
     ops.cumsum: Form("associative", "chunks", (4, 8, 16, 64), split_cumsum),
     ops.selective_scan: Form("associative", "chunks", (4, 8, 16, 64), split_selective_scan),
+    ops.scan: Form("wavefront", "", (0,), wavefront),
 }
-RECURRENCES = frozenset({*FORMS, ops.scan} - {ops.cumsum})  # what --algorithm is about
+RECURRENCES = frozenset({*FORMS} - {ops.cumsum})  # what --algorithm is about
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def choose_algorithms(module: Module, machine: Machine, algorithm: str | None = 
 
         v0, v1 = linear_scan(a, b, h, axis=1, reverse=False)
 
-    After: see the rewrites, one file each: ``split_linear_scan``, ``split_selective_scan``, ``chunk_gated_linear_attention``.
+    After: see the rewrites, one file each: ``split_linear_scan``, ``split_selective_scan``, ``chunk_gated_linear_attention``,
+    ``wavefront``.
 
     Args:
         machine: the target, as the model sees it.
@@ -98,7 +102,9 @@ def _rewritten(graph: Graph, chosen: Mapping[Node, Choice]) -> Graph:
         if choice.value is not None:
             form = FORMS[node.op]
             with at(node.location and node.location.interior()):
-                rewrite = in_f32(node.op.infer, partial(form.rewrite, **{form.parameter: choice.value}))
+                rewrite = form.rewrite
+                if form.parameter:
+                    rewrite = in_f32(node.op.infer, partial(rewrite, **{form.parameter: choice.value}))
                 results = rewrite(*node.inputs, **node.attrs)
             results = (results,) if isinstance(results, Value) else results
             replaced.update(zip(node.results, results, strict=True))
@@ -110,16 +116,17 @@ ONE_STEP = "one step needs no other"
 
 def _why_not(node: Node, algorithm: str) -> str:
     """Why a recurrence cannot run so; empty if it can."""
-    form = FORMS.get(node.op)
     if algorithm == SEQUENTIAL:
         return ""
-    if form is None or form.name != algorithm:
+    if FORMS[node.op].name != algorithm:
         return f"it has no {algorithm} form"
     if any(v.type.dtype.is_complex for v in node.inputs):
         return "its numbers are complex"
     if "bonus" in node.attrs.get("optional", ()):
         return "its outputs read the state before the update"
-    return ONE_STEP if _length(node) == 1 else ""
+    if _length(node) == 1:
+        return ONE_STEP
+    return not_a_grid(node) if node.op is ops.scan else ""
 
 
 def _length(node: Node) -> Dim:
@@ -127,17 +134,23 @@ def _length(node: Node) -> Dim:
     return operand.dims[node.attrs.get("axis", 1)]
 
 
+def _lengths(node: Node) -> tuple[Dim, ...]:
+    """The extents along which a recurrence runs."""
+    if node.op is ops.scan and not not_a_grid(node):
+        return grid_extents(node)
+    return (_length(node),)
+
+
 def _choice(graph: Graph, node: Node, machine: Machine, forced: str | None) -> Choice:
-    form = FORMS.get(node.op)
-    why = _why_not(node, form.name) if form else "its body may be anything"
-    if form is None or why:
+    form = FORMS[node.op]
+    if why := _why_not(node, form.name):
         return Choice(SEQUENTIAL, None, why)
     sizes = representative(graph, node)
     loop, others = _works(node, sizes, machine, form)
     cost, value = min((cycles(works, machine), value) for value, works in others.items())
     gain = cycles(loop, machine) / cost
     asked = "asked for; " if forced else ""
-    name = f"{form.parameter} {value}"
+    name = f"{form.parameter} {value}" if form.parameter else "diagonals"
     place = f"at length {d.evaluate(_length(node), sizes)} on {machine.cores} cores by the model"
     if forced == form.name or (forced is None and gain >= GAIN):
         return Choice(form.name, value, f"{asked}{name}: {_times(gain)} cycles than sequential {place}")
@@ -150,7 +163,7 @@ def _times(gain: float) -> str:
 
 def representative(graph: Graph, node: Node) -> Mapping[str, int]:
     """A number for every symbol: those of the length multiply to ``LENGTH``, others are as small as they get."""
-    lengths = set(d.symbols(_length(node)))
+    lengths = {name for dim in _lengths(node) for name in d.symbols(dim)}
     sizes = {}
     for name, (low, high) in graph.ranges.items():
         wanted = round(LENGTH ** (1 / len(lengths))) if name in lengths else 1
@@ -160,6 +173,9 @@ def representative(graph: Graph, node: Node) -> Mapping[str, int]:
 
 def _works(node: Node, sizes: Mapping[str, int], m: Machine, form: Form) -> tuple[list[Work], dict[int, list[Work]]]:
     """The kernels of the loop, and those of the other form by its number."""
+    if node.op is ops.scan:
+        grid = grid_cost(node, sizes)
+        return grid.sequential(m), {0: grid.diagonals(m)}
     shape = measured(node, sizes)
     other = shape.chunked if isinstance(shape, GatedLinearAttention) else shape.split
     return shape.sequential(m), {n: other(m, n) for n in form.values}
@@ -193,6 +209,6 @@ def describe_choices(module: Module, machine: Machine, algorithm: str | None = N
     """One row per recurrence that has a choice, in the order of the entries."""
     for entry, graph in module.entries.items():
         for node, choice in choices(graph, machine, algorithm).items():
-            if node.op in RECURRENCES and node.op in FORMS:
+            if node.op in RECURRENCES and not (node.op is ops.scan and not_a_grid(node)):
                 scope = node.location.scope if node.location else ""
                 yield {"entry": entry, "op": node.op.name, "scope": scope, **asdict(choice)}

@@ -41,16 +41,17 @@ class Cut:
 
 @dataclass
 class Classes:
-    """The classes of axes of one scan body, nested bodies included."""
+    """The classes of axes of one scan body, nested bodies included. The time of the scan ``along`` is not mixed."""
 
     body: Graph
     carries: int
+    along: Node | None = None
     parent: dict[Axis, Axis] = field(default_factory=dict)
     mixed: set[Axis] = field(default_factory=set)
 
     @staticmethod
-    def of(body: Graph, carries: int) -> Classes:
-        classes = Classes(body, carries)
+    def of(body: Graph, carries: int, along: Node | None = None) -> Classes:
+        classes = Classes(body, carries, along)
         classes._add(body, carries, ())
         return classes
 
@@ -117,7 +118,9 @@ class Classes:
         for i, (value, part) in enumerate(zip(outer, inner, strict=True)):
             for axis in range(part.type.rank):
                 self._link((path, value, axis + (i in moving and axis >= time)), (inside, part, axis))
-            if i in moving:
+            if i in moving and node is self.along:
+                self._link((path, outer[carries], time), (path, value, time))
+            elif i in moving:
                 self.mixed.add((path, value, time))
 
     def _repeated(self) -> Iterator[Axis]:
@@ -186,17 +189,25 @@ def _next_cut(
         if isinstance(extent, int) or extent == rows:
             continue
         inside, mapping = classes.narrow(root, 1)
-        stored = [v for v, part in mapping.items() if not isinstance(part.type.size, int)]
-        if not all(v.dims[:axis] == (1,) * axis for v in stored for axis in classes.axes(v, root)):
+        if not _in_one_piece(classes, root, mapping):
             continue
+        stored = any(not isinstance(part.type.size, int) for part in mapping.values())
         if rows == 1 or stored or not shares_a_matrix(classes, root):
             return classes, root, 1, inside, mapping
         return classes, root, rows, *classes.narrow(root, rows)
     for root, extent in classes.independent().items():
         part = _static_part(classes, root, extent, lanes)
         if isinstance(extent, int) and 0 < part < extent:
-            return classes, root, part, *classes.narrow(root, part)
+            inside, mapping = classes.narrow(root, part)
+            if _in_one_piece(classes, root, mapping):
+                return classes, root, part, inside, mapping
     return None
+
+
+def _in_one_piece(classes: Classes, root: Axis, mapping: Mapping[Value, Value]) -> bool:
+    """Whether a task's part of every value that cannot be local, because its size is not known, is one piece of memory."""
+    stored = [v for v, part in mapping.items() if not isinstance(part.type.size, int)]
+    return all(v.dims[:axis] == (1,) * axis for v in stored for axis in classes.axes(v, root))
 
 
 def _static_part(classes: Classes, root: Axis, extent: Dim, lanes: int | None) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coilc.ir import Node, OpDef, Value, ops
+from coilc.ir import Dim, Node, OpDef, Value, ops
 from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 
 from .loop_parts import Loop, to_front
@@ -32,9 +32,16 @@ class Parallel:
     """Body values over the whole time axis. ``known`` starts with the loop's inputs; a caller may add to it."""
 
     def __init__(self, loop: Loop) -> None:
-        self.loop, self.length = loop, loop.length
+        self.length = loop.length
         self.known = {inner: Timed(to_front(outer, loop.axis), True) for inner, outer in loop.sequences.items()}
         self.known |= {inner: Timed(outer, False) for inner, outer in loop.consts.items()}
+
+    @classmethod
+    def over(cls, length: Dim, known: Mapping[Value, Timed]) -> Parallel:
+        """The same for ``length`` equal computations, from ``known`` values."""
+        parallel = cls.__new__(cls)
+        parallel.length, parallel.known = length, dict(known)
+        return parallel
 
     def value(self, value: Value) -> Timed:
         """Raises:
@@ -93,8 +100,7 @@ class Parallel:
         ]
         assert op.decompose is not None
         parts = op.decompose(*inputs, **attrs)
-        inner = Parallel(self.loop)
-        inner.known = dict(zip(inputs, operands, strict=True))
+        inner = Parallel.over(self.length, dict(zip(inputs, operands, strict=True)))
         return tuple(inner.value(v) for v in (parts if isinstance(parts, tuple) else (parts,)))
 
     def full(self, x: Timed) -> Value:

@@ -1,10 +1,10 @@
-"""The main job: compile a Mamba language model of the 130M shape, run it without PyTorch, and show that it is right.
+"""The main job: compile a Mamba language model of the 130M shape, run it without PyTorch, show that it is right, and write.
 
     python examples/quickstart.py
 
 The model is transformers' ``MambaForCausalLM``, unmodified, with seeded random weights, so nothing is downloaded. One
 artifact serves every batch size and length. It runs in a process that imports neither torch nor tvm, and its logits
-are compared with those of eager PyTorch.
+are compared with those of eager PyTorch. At the end a small trained one, ``models/stdlib-mamba``, writes Python.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from coilc.comparison import TOLERANCE, difference
 from coilc.units import show_bytes, show_ratio, show_seconds
 
 SHAPES = ((1, 1), (3, 7), (1, 64), (3, 64), (1, 512))  # batch, length
+TRAINED = Path(__file__).resolve().parent / "models" / "stdlib-mamba"
+PROMPT = "import os\n\ndef read_file(path):\n    with open("
 PATIENCE = 5.0  # seconds per shape after which no more runs are timed
 console = Console()
 
@@ -116,6 +118,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     logging.set_verbosity_error()  # transformers would tell how to install CUDA kernels
+    logging.disable_progress_bar()
     options.folder.mkdir(exist_ok=True)
     artifact = options.folder / "mamba.coil"
 
@@ -134,6 +137,7 @@ def main() -> None:
         eager = {name: run_eager(model, ids, options.runs) for name, ids in batches.items()}
     right = show_table(alone, eager, options.threads)
     show_sizes(model, artifact, alone["peak"])
+    write_python(options.folder, options.threads)
     sys.exit(0 if right else 1)
 
 
@@ -160,6 +164,20 @@ def show_table(alone: dict[str, Any], eager: dict[str, tuple[np.ndarray, float]]
         table.add_row(name, *cells, show_ratio(seconds / mine), "[green]✓[/green]" if good else "[red]✗[/red]")
     console.print(table, highlight=False)
     return right
+
+
+def write_python(folder: Path, threads: int) -> None:
+    """Continue ``PROMPT`` byte by byte with a trained model, and show how fast."""
+    artifact = folder / "stdlib-mamba.coil"
+    with stage("compile a trained model, to run step by step"):
+        model = MambaForCausalLM.from_pretrained(TRAINED).eval()
+        example = torch.zeros(2, 16, dtype=torch.int64)
+        program = coilc.export(model, (example,), {}, dynamic_shapes={"input_ids": {0: "B", 1: "L"}})
+        coilc.compile(program, artifact, entries=("prefill", "step"))
+    command = [sys.executable, "-m", "coilc", "generate", artifact, "--prompt", PROMPT, "--tokens", "160"]
+    console.print(f"\n[bold]coilc generate {artifact}[/bold]\n", highlight=False)
+    options = ["--temperature", "0.6", "--top-k", "20", "--seed", "3", "--stop", "\n\n", "--threads", str(threads)]
+    subprocess.run([*command, *options], check=True)
 
 
 def show_sizes(model: MambaForCausalLM, artifact: Path, peak: int) -> None:

@@ -22,8 +22,9 @@ def run(script: str, *options: str, cwd: Path) -> str:
 @pytest.mark.slow
 def test_the_quick_start_agrees_with_pytorch(tmp_path: Path) -> None:
     printed = run("quickstart.py", "--layers", "1", "--runs", "1", "--threads", "1", cwd=tmp_path)
-    assert printed.count("✓") == 5 + 5  # stages, and rows of the table
-    assert {path.name for path in (tmp_path / "quickstart").iterdir()} == {"mamba.coil"}
+    assert printed.count("✓") == 6 + 5  # stages, and rows of the table
+    assert "def read_file(path):\n    with open(path" in printed
+    assert {path.name for path in (tmp_path / "quickstart").iterdir()} == {"mamba.coil", "stdlib-mamba.coil"}
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import coilc.runtime
 from coilc.ir import CoilError, InputError
-from coilc.runtime.artifact import KERNELS, PLAN, WEIGHTS, check_files, read_manifest
+from coilc.runtime.artifact import KERNELS, PLAN, TOKENIZER, WEIGHTS, check_files, read_manifest
 from coilc.runtime.errors import ArtifactError
 
 from .link import NATIVE, link_archive, link_program
@@ -22,7 +22,6 @@ from .link import NATIVE, link_archive, link_program
 DEVICE = Path(coilc.runtime.__file__).parent / "device"
 PROGRAM = "coil-run"
 HEADER = "coil.h"
-TOKENIZER = "tokenizer.json"  # of a user, in the artifact; the program takes ids then
 Progress = Callable[[str, float | None], None]
 README = "./coil-run describe says what this model takes; ./coil-run --help lists the commands.\n"
 

@@ -175,7 +175,7 @@ void generate(program *p) {
     int32_t size = vocabulary(p, &prefill);
     check_tokens(given, prompt, length, size);
     sampler sampler = {given->temperature, given->top_p, given->top_k, generator_seed((uint64_t)given->seed),
-                       reserve((size_t)size, sizeof *sampler.order), reserve((size_t)size, sizeof *sampler.total)};
+                       pages((size_t)size * sizeof *sampler.order), pages((size_t)size * sizeof *sampler.total)};
     size_t stop = given->stop ? strlen(given->stop) : 0;
     tail tail = {reserve(stop, 1), stop, 0};
     times[1] = seconds();

@@ -42,13 +42,13 @@ def test_nothing_of_the_system_is_needed(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    coilc("compile", "model.py:build", "--target", "aarch64", "-o", "smooth.coil")
-    coilc("bundle", "smooth.coil", "-o", "smooth.tar.gz")
-    coilc("bundle", "smooth.coil", "--emit", "static-lib", "--embed-weights", "-o", "lib")
+    library = ("--emit", "static-lib", "--embed-weights")
+    coilc("compile", "model.py:build", "--target", "aarch64", "-o", "smooth.coil", *library)
+    coilc("bundle", "smooth.coil")
     with tarfile.open(tmp_path / "smooth.tar.gz") as packed:
         program = packed.extractfile("smooth/coil-run")
         assert program
         header = program.read(20)
     assert header[:5] == b"\x7fELF\x02"
     assert int.from_bytes(header[18:20], "little") == 183  # AArch64
-    assert {path.name for path in (tmp_path / "lib").iterdir()} == {"libsmooth.a", "coil.h"}
+    assert {path.name for path in (tmp_path / "smooth-lib").iterdir()} == {"libsmooth.a", "coil.h"}

@@ -14,6 +14,7 @@ from typing import Any
 from coilc.ir import InputError, Module, print_module
 from coilc.passes.choose_algorithms import describe_choices
 from coilc.passes.pipeline import run_pipeline
+from coilc.passes.transform_long_convs import describe_transforms
 from coilc.runtime.artifact import GRAPH, KERNELS, LIBRARY, PLAN, TOKENIZER, WEIGHTS
 
 from .artifact import describe_plan, new_artifact, state_identity, tool_versions, write_manifest
@@ -70,6 +71,7 @@ def compile(
         def watch(stage: str, specialised: Module) -> None:
             if stage == "specialise":
                 recurrences.extend(describe_choices(specialised, chosen.machine, algorithm))
+                recurrences.extend(describe_transforms(specialised, chosen.claims))
 
         scheduled = run_pipeline(
             module,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from math import log2
+from typing import Any
 
 from coilc.ir import Dim, Module, Node, Value, dims, ops
 from coilc.ir.ops.fourier import Transform, Wave, by_tables, convenient, matrix_rows, transform, turn
@@ -41,17 +42,12 @@ def transform_long_convs(module: Module, claims: Collection[str] = ()) -> Module
     Needs: nothing. Guarantees: equal up to rounding; spectra of weights are constants.
     """
     by = by_tables if "dft" in claims else transform
-    work = products_by_tables if "dft" in claims else products
 
     @on("long_conv")
     def long_conv_by_transforms(node: Node) -> Value | Declined | None:
         """A convolution with many taps is a product of spectra"""
-        if node.types[0].dtype.name not in ("f32", "f64"):
-            return None
-        plan = min(_plans(node, work), key=lambda plan: plan.cost)
-        if plan.block is None:
-            return no(f"one product per tap is cheaper: {plan.cost:.0f} per element")
-        return _planned(node, plan, by)
+        plan, reason = choose_plan(node, claims)
+        return no(reason) if plan.block is None else _planned(node, plan, by)
 
     return rewrite_module(module, many_taps_after_a_state, long_conv_by_transforms)
 
@@ -94,6 +90,33 @@ class Plan:
     cost: float
     block: int | None = None
     whole: bool = False
+
+
+def choose_plan(node: Node, claims: Collection[str]) -> tuple[Plan, str]:
+    """The plan of a ``long_conv`` with the least work, and why."""
+    direct, *others = _plans(node, products_by_tables if "dft" in claims else products)
+    if node.types[0].dtype.name not in ("f32", "f64"):
+        return direct, f"there are no transforms of {node.types[0].dtype}"
+    best = min(others, key=lambda plan: plan.cost, default=direct)
+    if direct.cost <= best.cost:
+        return direct, f"one product per tap is cheaper: {direct.cost:.0f} per element"
+    what = f"one transform of {best.block}" if best.whole else f"transforms of blocks of {best.block}"
+    place = f"at length {_representative(node.inputs[0].dims[1])}"
+    return best, f"{what}: {best.cost:.0f} products per element {place}, {direct.cost:.0f} with one per tap"
+
+
+def describe_transforms(module: Module, claims: Collection[str]) -> Iterator[Mapping[str, Any]]:
+    """One row per ``long_conv``, in the order of the entries, as ``describe_choices`` has them for recurrences."""
+    for entry, graph in module.entries.items():
+        for node in graph.nodes:
+            if node.op is ops.long_conv:
+                plan, reason = choose_plan(node, claims)
+                scope = node.location.scope if node.location else ""
+                name = "direct" if plan.block is None else "transforms"
+                yield {
+                    "entry": entry, "op": node.op.name, "scope": scope,
+                    "algorithm": name, "value": plan.block, "reason": reason,
+                }  # fmt: skip
 
 
 def _plans(node: Node, work: Callable[[int], float]) -> Iterator[Plan]:

@@ -15,7 +15,7 @@ from coilc.ir import Graph, Module, UnsupportedError, Value, interpret, ops, typ
 from coilc.ir.ops.fourier import Transform, by_tables, transform
 from coilc.passes import PASSES, classify_kernels, explain, fold_constants, recognise_long_convs, run_pipeline
 from coilc.passes.extract_state import extract_state
-from coilc.passes.transform_long_convs import _in_blocks, _in_one_block, transform_long_convs
+from coilc.passes.transform_long_convs import _in_blocks, _in_one_block, describe_transforms, transform_long_convs
 
 Check = Callable[..., Module]
 
@@ -252,6 +252,16 @@ def test_the_choice() -> None:
     assert becomes(symbol, 65) == "direct"
     assert becomes(symbol, 4096) == "blocks"
     assert becomes(4096, 4096) in ("one block", "blocks")
+
+
+def test_the_choice_is_described() -> None:
+    x, k = (
+        ops.input_(name=n, type=type_of(np.zeros((*d, 4), np.float32))) for n, d in (("x", (1, 4096)), ("k", (4096,)))
+    )
+    graph = Graph("main", (x, k), (("y", ops.long_conv(x, k)),))
+    (row,) = describe_transforms(Module({"main": graph}), {"dft"})
+    assert (row["entry"], row["op"], row["algorithm"]) == ("main", "long_conv", "transforms")
+    assert "products per element at length 4096, 2048 with one per tap" in row["reason"]
 
 
 def test_many_taps_after_a_state() -> None:

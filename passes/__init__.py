@@ -31,6 +31,7 @@ from .schedule_steps import give_memory_to_steps
 from .simplify import simplify
 from .sink_transposes import sink_transposes
 from .stages import Observer, Stage, on_every_graph
+from .tabulate_routes import tabulate_routes
 from .trace import Event, Trace, no, tracing
 from .transform_long_convs import transform_long_convs
 
@@ -56,6 +57,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "reroll_scans": on_every_graph(reroll_scans),
     "simplify": simplify,
     "sink_transposes": sink_transposes,
+    "tabulate_routes": tabulate_routes,
     "transform_long_convs": partial(transform_long_convs, claims={"dft"}),
 }
 """Every pass by name, with default options: what ``coilc opt`` and ``coilc explain`` offer."""

@@ -51,6 +51,7 @@ from .simplify import simplify
 from .trace import record_refusal
 
 LOOKED_BACK = 4  # pairs of steps, from the end, that are compared to find the odd one out
+LEAST_SUM = 6  # terms of a sum from which it is a loop over time, of which only the end is used
 NEIGHBOURS = 6  # how far back, among nodes that do the same, the end of the step before is looked for
 
 
@@ -335,7 +336,18 @@ def _chains(
         with suppress(Mismatch):
             for template in find_templates(surroundings.order, value, later):
                 if template.carries.get(value) == later and template.sequences:
-                    yield template, _match_chain(template, value)
+                    steps = _match_chain(template, value)
+                    if len(steps) >= LEAST_SUM or not _only_sums(template):
+                        yield template, steps
+
+
+def _only_sums(template: Template) -> bool:
+    """Whether nothing happens to a carry but that a term is added: over a few routes or heads, that is no recurrence."""
+    reads = [value for node in template.interior for value in node.inputs]
+    return all(
+        left.op in (ops.add, ops.mul, ops.maximum, ops.minimum) and read in left.node.inputs and reads.count(read) == 1
+        for read, left in template.carries.items()
+    )
 
 
 def _match_chain(template: Template, read: Value) -> list[Step]:

@@ -89,8 +89,10 @@ def along_route(tables: Tables, node: Node) -> Value | Declined | None:
     """The rule for movement; a single flip or slice is arithmetic and stays."""
     value = Value(node)
     chain = _Chain(tables, value)
+    if not chain.follows(node) and node.op is not ops.slice:
+        return no("the order depends on an extent that is a symbol, or on indices that are computed")
     if not chain.has_table:
-        return None
+        return no("a flip that is not gathered or joined is arithmetic") if node.op is ops.flip else None
     if chain.elements > LARGEST:
         return no(f"more than {LARGEST} elements would have to be followed")
     source = chain.source

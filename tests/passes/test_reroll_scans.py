@@ -172,6 +172,18 @@ def test_loop_of_which_only_the_end_is_used(name: str, length: int) -> None:
     same_numbers(before, after, length)
 
 
+@pytest.mark.parametrize(("terms", "scans"), [(3, 0), (4, 0), (9, 1)])
+def test_a_sum_over_a_few_routes_is_not_a_loop(terms: int, scans: int) -> None:
+    x = parameter("x", B, terms, D)
+    total: Value = ops.exp(step_slice(x, 0, terms))
+    for t in range(1, terms):
+        total = ops.add(total, ops.exp(step_slice(x, t, terms)))
+    before = Graph("main", (x,), (("y", total),))
+    after = reroll_ends(before)
+    assert count(after, "scan") == scans
+    same_numbers(before, after, terms)
+
+
 def test_no_end_is_found_where_steps_are_used_elsewhere() -> None:
     whole = unroll(lstm, 5, 2)
     assert reroll_ends(whole) == whole

@@ -14,7 +14,7 @@ from coilc.codegen.target import parse_target
 from coilc.ir import Graph, Module, TensorType, interpret, literal, ops, parse_graph
 from coilc.ir.opdef import MOVEMENT, STRUCTURAL
 from coilc.ir.types import DTYPES
-from coilc.passes import run_pipeline, tracing
+from coilc.passes import explain, run_pipeline, tracing
 from coilc.passes.tabulate_routes import tabulate_routes
 
 Check = Callable[..., Module]
@@ -111,6 +111,23 @@ def test_other_sub_grids_are_projected_after_they_are_picked(preserves: Check) -
 )
 def test_what_stays(check: Check, text: str) -> None:
     check(tabulate_routes, text, text)
+
+
+@pytest.mark.parametrize(
+    ("length", "reason"),
+    [
+        ("6", "a flip that is not gathered or joined is arithmetic"),
+        ("L", "the order depends on an extent that is a symbol"),
+    ],
+)
+def test_a_flip_that_stays_says_why(length: str, reason: str) -> None:
+    text = f"""
+def main(x: f32[B, {length}, 8], *, B: dim[1:], L: dim[1:]):
+    v0: f32[B, {length}, 8] = flip(x, axes=(1,))
+    return {{"y": v0}}
+"""
+    (declined,) = explain(Module({"main": parse_graph(text)}), "tabulate_routes").declined
+    assert reason in declined.reason
 
 
 CROSS_SCAN = """

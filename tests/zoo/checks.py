@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 
 from coilc.ir import Dim, Graph, Module, Value, dims
+from coilc.ir.opdef import MOVEMENT
+from coilc.ir.opdef import STRUCTURAL as STRUCTURAL_OP
 
 PIECES = 8  # more parts than any layer splits a tensor into by itself
 LONG = 10_007  # a length next to which every constant part of a size vanishes
@@ -53,6 +55,18 @@ def materialised(program: Module, scheduled: Module, length: str | int, rows: in
             wide = _width(value, length) // rows
             return f"{value.type} has {wide} elements per token; the widest layer has {widest}"
     return None
+
+
+def copied(scheduled: Module) -> dict[str, int]:
+    """Bytes that kernels write which do nothing but move elements, for a batch of one; scheduled as in ``materialised``."""
+    found: dict[str, int] = {}
+    for node in scheduled.entries["main"].nodes:
+        body: Graph | None = node.attrs.get("body")
+        if body and all(n.op.traits & {MOVEMENT, STRUCTURAL_OP} for n in body.nodes):
+            found[f"{body.name}: {node.types[0]}"] = sum(
+                dims.evaluate(t.bytes, defaultdict(lambda: 1)) for t in node.types
+            )
+    return found
 
 
 def _buffers(graph: Graph) -> Iterator[Value]:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from zoo.checks import held, materialised, unrolled
+from zoo.checks import copied, held, materialised, unrolled
 
 import coilc
 from coilc.codegen.target import parse_target
@@ -41,6 +41,7 @@ from coilc.runtime.model import Model
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "zoo"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+SMALL = 1024  # bytes that may be copied: a matrix of weights for every route, repeated
 LENGTH = 37  # of a sequence that comes in pieces
 ENTRIES = ("main", "prefill", "step")
 
@@ -130,6 +131,12 @@ def test_nothing_is_left_unrolled(case: Case) -> None:
 def test_nothing_is_materialised(case: Case) -> None:
     for length in case.lengths:
         assert materialised(case.program, case.stages["fuse"], length, getattr(case.file, "ROWS", 1)) is None
+
+
+def test_routes_over_images_are_not_copied(case: Case) -> None:
+    if any(isinstance(x, torch.Tensor) and x.ndim == 4 for x in case.args):
+        copies = {name: size for name, size in copied(case.stages["fuse"]).items() if size > SMALL}
+        assert not copies
 
 
 def test_it_equals_eager_at_every_size(case: Case) -> None:

@@ -334,7 +334,7 @@ class Cells(torch.nn.Module):
 
 
 def recurrent_network(kind: str) -> None:
-    for batch, length, size in ((1, 256, 256), (8, 256, 256)):
+    for batch, length, size in ((1, 256, 256), (8, 256, 256), (16, 256, 256)):
         torch.manual_seed(0)
         model, x = Cells(kind, size, size).eval(), random(batch, length, size)
         program = coilc.export(model, (torch.from_numpy(x),))

@@ -151,7 +151,8 @@ class Steps:
         if size is not None:
             return local((max(size, 1),), dtype)
         if result is None:
-            where = [(f"{value.op.name}: {value.type}", value.location or self.k.node.location)]
+            source = self.step.sources.get(value, value)
+            where = [(f"{source.op.name}: {source.type}", source.location or self.k.node.location)]
             raise UnsupportedError(
                 "a step of a scan keeps something whose size is not known, and no result has room for it:", where
             )

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coilc.codegen.build import build_object
 from coilc.codegen.compile import compile
+from coilc.codegen.target import parse_target
 from coilc.comparison.metrics import TOLERANCE
-from coilc.ir import Module, interpret, parse_graph
+from coilc.ir import Module, UnsupportedError, interpret, parse_graph
 from coilc.ir import dims as d
 from coilc.runtime import load
 
@@ -73,6 +75,49 @@ PROGRAMS = {
     p, q, y = scan(p0, q0, x, body=body, carries=2, sequences=1, axis=0, reverse=False)
     return {"p": p, "q": q, "y": y}
 """,
+    # A complex carry, which turns by an angle of its own size.
+    "complex": """def main(re: f32[L, B, 5], im: f32[L, B, 5], *, B: dim[1:], L: dim[1:]):
+    x = complex(re, im)
+    zero = constant(value=array(f32, [0.0]))
+    none = broadcast(zero, dims=(B, 5))
+    start = complex(none, none)
+    def body(h: c64[B, 5], x: c64[B, 5]):
+        m = abs(h)
+        a = cos(m)
+        b = sin(m)
+        turn = complex(a, b)
+        t = mul(h, turn)
+        half = constant(value=array(f32, [0.5]))
+        halves = broadcast(half, dims=(B, 5))
+        none = sub(halves, halves)
+        scale = complex(halves, none)
+        f = mul(t, scale)
+        n = add(f, x)
+        return {"h": n, "y": n}
+    h, y = scan(start, x, body=body, carries=1, sequences=1, axis=0, reverse=False)
+    a = real(y)
+    b = imag(y)
+    c = imag(h)
+    return {"a": a, "b": b, "c": c}
+""",
+    # Two loops over one sequence, as two stacked outputs of one loop leave them: each runs the other's steps.
+    "twice": """def main(x: f32[L, B, 5], h0: f32[B, 5], c0: f32[B, 5], *, B: dim[1:], L: dim[1:]):
+    def first(h: f32[B, 5], c: f32[B, 5], x: f32[B, 5]):
+        a = add(h, x)
+        b = tanh(a)
+        e = mul(b, c)
+        f = sub(x, e)
+        return {"h": f, "c": b, "y": b}
+    def second(h: f32[B, 5], c: f32[B, 5], x: f32[B, 5]):
+        a = add(h, x)
+        b = tanh(a)
+        e = mul(b, c)
+        f = sub(x, e)
+        return {"h": f, "c": b, "y": e}
+    h, c, y = scan(h0, c0, x, body=first, carries=2, sequences=1, axis=0, reverse=False)
+    k, d, z = scan(h0, c0, x, body=second, carries=2, sequences=1, axis=0, reverse=False)
+    return {"y": y, "z": z, "h": h, "d": d}
+""",
 }
 SIZES = ({"B": 1, "H": 1, "W": 1, "L": 1}, {"B": 2, "H": 1, "W": 7, "L": 3}, {"B": 3, "H": 5, "W": 1, "L": 2},
          {"B": 2, "H": 6, "W": 11, "L": 20})  # fmt: skip
@@ -92,3 +137,10 @@ def test_loops_of_symbolic_state(name: str, tmp_path: Path) -> None:
         for output, found in model(**inputs).items():
             error = np.linalg.norm(found - expected[output]) / max(float(np.linalg.norm(expected[output])), 1.0)
             assert error <= TOLERANCE["float32"], (output, sizes)
+
+
+def test_a_body_that_cannot_be_lowered_is_named(tmp_path: Path) -> None:
+    """Which node, at which line of the model, and what is wrong: here without the pass that gives steps their memory."""
+    text = PROGRAMS["mixed"].replace("softmax(s, axis=1)", "cumsum(s, axis=1, reverse=False)  # model.py:7 in cell")
+    with pytest.raises(UnsupportedError, match=r"size is not known(.|\n)*cumsum: f32\[B, W, 3\].*model.py:7 in cell"):
+        build_object({"k": parse_graph(text)}, parse_target("native"), tmp_path / "kernels.o")

@@ -94,7 +94,9 @@ def gain_of_merging(graph: Graph, nodes: Sequence[Node], uses: Uses, m: Machine)
     merged = [Work(count * one.tasks, one.steps, one.instructions, count * one.bytes)]
     if meet(nodes, uses):
         size = d.evaluate(nodes[0].types[0].bytes, sizes)
-        merged.append(Work(1, 1, 0, 2 * size))  # the last epilogue stored no result of its own, and read none back
+        merged.append(
+            Work(m.cores, 1, 0, 2 * size)
+        )  # the last epilogue stored no result of its own, and read none back
     return count * cycles([one], m) / cycles(merged, m)
 
 

@@ -56,6 +56,23 @@ class BufferStates:
         return tuple((value.node.attrs["name"], name) for name, value in self.before.items())
 
 
+def name_constants(program: ExportedProgram) -> ExportedProgram:
+    """The program, in place, with one name for a tensor that torch found both as a buffer and inside some other object.
+
+    transformers' caches are such objects; torch cannot make updates of a tensor with two names explicit.
+    """
+    nodes = {node.name: node for node in program.graph.nodes}
+    tensors, specs = {**program.state_dict, **program.constants}, program.graph_signature.input_specs
+    buffers = {id(tensors[s.target]): nodes[s.arg.name] for s in specs if s.kind == InputKind.BUFFER}
+    for spec in [s for s in specs if s.kind == InputKind.CONSTANT_TENSOR]:
+        if buffer := buffers.get(id(tensors[spec.target])):
+            nodes[spec.arg.name].replace_all_uses_with(buffer)
+            program.graph.erase_node(nodes[spec.arg.name])
+            specs.remove(spec)
+    program.graph_module.recompile()
+    return program
+
+
 def _updated(program: ExportedProgram) -> Iterable[str]:
     nodes = {node.name: node for node in program.graph.nodes}
     kinds = {spec.target: spec.kind for spec in program.graph_signature.input_specs}

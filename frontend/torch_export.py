@@ -18,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from coilc.ir import CoilError, InputError, Module, Node, dims
 from coilc.settings import DEBUG
 
+from .buffer_states import name_constants
 from .capture import capture
 from .convert import convert
 from .dynamic_shapes import Arguments, Dynamic, broken_assumption, leaves, narrowed, parse_dynamic, refusal
@@ -72,7 +73,7 @@ def trace(
         _quiet(),
         _plain_errors(module),
     ):
-        program = _in_known_ops(_export(module, arguments, dynamic))
+        program = _in_known_ops(name_constants(_export(module, arguments, dynamic)))
     program.graph_module.meta[_SYMBOLS] = _symbol_names(program, dynamic, arguments)
     return program
 

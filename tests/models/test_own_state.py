@@ -1,4 +1,4 @@
-"""Models that bring their own cache: updated buffers, and declared pairs of input and output."""
+"""Models that bring their own cache: updated buffers, declared pairs of input and output, transformers' static cache."""
 
 from __future__ import annotations
 
@@ -90,3 +90,22 @@ def test_what_cannot_be_mapped(tmp_path: Path) -> None:
     program = coilc.export(module, args, dynamic_shapes=shapes, states={"h": "h_next"})
     with pytest.raises(coilc.CoilError, match="or ask for 'step' alone, which is what 'main' does"):
         coilc.compile(program, tmp_path / "m.coil", entries=("prefill", "step"))
+
+
+def test_the_static_cache_of_transformers(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from models import zoo
+    from transformers.integrations.executorch import TorchExportableModuleWithStaticCache
+
+    case, length = zoo.llama(), 12
+    config = case.module.generation_config
+    config.use_cache, config.cache_implementation = True, "static"
+    config.cache_config = {"batch_size": 1, "max_cache_len": 16, "device": "cpu"}
+    module = TorchExportableModuleWithStaticCache(case.module)
+    token, place = torch.ones(1, 1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    program = coilc.export(module, (), {"input_ids": token, "cache_position": place})
+    model = coilc.load(coilc.compile(program, tmp_path / "m.coil", entries=("step",)), threads=1)
+    assert {"key_cache_0", "value_cache_1"} <= {state["name"] for state in model.describe()["states"]}
+    ids, session = case.make_inputs(B=1, L=length)["input_ids"], model.session()
+    steps = [session.step(input_ids=ids[:, t : t + 1], cache_position=torch.tensor([t]))["out"] for t in range(length)]
+    torch.testing.assert_close(torch.cat(steps, 1), case.eager({"input_ids": ids})["logits"], rtol=1e-4, atol=1e-5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coilc.ir import Node, Value, ops
+from coilc.ir import Node, Value, dims, ops
 from coilc.ir.opdef import REDUCTION
 
 from .classify_affine import Affine, AffineIn, NotAffine, filled
@@ -67,26 +67,43 @@ def _states(loop: Loop, time: Parallel, step: Affine, init: Value) -> tuple[Valu
     """All states with time first, and the last one."""
     shift = time.full(step.shift or filled(0, init))
     if step.view is None:
-        return shift, _end(loop, shift)
+        return shift, _end(loop, shift, init)
     if step.scale is None:
         states = ops.add(ops.cumsum(shift, axis=0, reverse=loop.reverse), init)
-        return states, _end(loop, states)
+        return states, _end(loop, states, init)
     states, last = ops.linear_scan(time.full(step.scale), shift, init, axis=0, reverse=loop.reverse)
     return states, last
 
 
-def _end(loop: Loop, states: Value) -> Value:
+def _end(loop: Loop, states: Value, init: Value) -> Value:
     """The state after the last step."""
     last = 0 if loop.reverse else loop.length - 1
+    if _may_be_empty(loop):
+        states, last = _with_first(loop, states, init), 0 if loop.reverse else loop.length
     return ops.reshape(ops.slice_axis(states, 0, last, last + 1), dims=states.dims[1:])
 
 
 def _before(loop: Loop, states: Value, init: Value) -> Value:
     """The state that each step starts from."""
+    if _may_be_empty(loop):
+        begin = 1 if loop.reverse else 0
+        return ops.slice_axis(_with_first(loop, states, init), 0, begin, begin + loop.length)
     first = ops.expand_dims(init, 0)
     if loop.reverse:
         return ops.concat(ops.slice_axis(states, 0, 1, loop.length), first, axis=0)
     return ops.concat(first, ops.slice_axis(states, 0, 0, loop.length - 1), axis=0)
+
+
+def _may_be_empty(loop: Loop) -> bool:
+    """Whether there may be no step at all: where the first steps of a loop stayed apart. A symbol is at least 1."""
+    names = dims.symbols(loop.length)
+    return dims.bounds(loop.length, dict.fromkeys(names, (1, None)))[0] < 1
+
+
+def _with_first(loop: Loop, states: Value, init: Value) -> Value:
+    """All states, the one before the first step among them."""
+    first = ops.expand_dims(init, 0)
+    return ops.concat(*((states, first) if loop.reverse else (first, states)), axis=0)
 
 
 def _is_expanded(loop: Loop, step: Affine, carry: Value) -> bool:

@@ -118,6 +118,28 @@ def main(a0: f32[3], b0: f32[3], x: f32[6, 3]):
     same_numbers(before, after)
 
 
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_loop_may_have_no_steps(name: str, reverse: bool) -> None:
+    """As where the first step stayed apart: what the loop leaves is then what it began with."""
+    text = AVERAGE.replace("BODY", "\n        ".join(BODIES[name])).replace("REVERSE", str(reverse))
+    text = text.replace("x: f32[2, LENGTH, 3], w: f32[3, 4])", "xs: f32[2, L, 3], w: f32[3, 4], *, L: dim[1:])")
+    cut = "    x: f32[2, L - 1, 3] = slice(xs, starts=(0, 1, 0), stops=(2, L, 3), steps=(1, 1, 1))\n    def step"
+    before = parse_graph(text.replace("    def step", cut))
+    after = classified(before)
+    rng = np.random.default_rng(0)
+    for length in (1, 2, 3):
+        feed = {
+            "h0": rng.uniform(-1, 1, (2, 3)),
+            "xs": rng.uniform(-1, 1, (2, length, 3)),
+            "w": rng.uniform(-1, 1, (3, 4)),
+        }
+        feed = {key: array.astype(np.float32) for key, array in feed.items()}
+        expected, found = (interpret(Module({"main": g}), feed) for g in (before, after))
+        for key, array in expected.items():
+            np.testing.assert_allclose(found[key], array, rtol=1e-5, atol=1e-6)
+
+
 def test_carries_that_leave_one_after_the_other_stay_apart() -> None:
     """Each one that leaves brings sequences of its own into the body, where an equal name would be the same input."""
     before = parse_graph("""

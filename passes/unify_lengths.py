@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from coilc.ir import Array, Dim, Graph, InputError, Location, Module, TensorType, Value, at, ops
+from coilc.ir import Array, Dim, DType, Graph, InputError, Location, Module, TensorType, Value, at, literal, ops
 from coilc.ir import dims as d
 from coilc.ir.core import Node
 
@@ -89,7 +89,22 @@ def unify_lengths(first: Graph, second: Graph, length: Length) -> Graph:
     InputError: the exports differ in more than this length; the message names the first place, operands first.
     """
     graph = _unify_graph(first, second, length)
-    return Graph(graph.name, graph.inputs, graph.outputs, (*first.symbols, (length.symbol, length.range)))
+    limits = (_shortest(graph, length), length.range[1])
+    return Graph(graph.name, graph.inputs, graph.outputs, (*first.symbols, (length.symbol, limits)))
+
+
+def _shortest(graph: Graph, length: Length) -> int:
+    """The smallest length in range at which no extent is negative and no slice leaves its operand.
+
+    It is larger than the smallest in range when the first steps of a loop differ from the others, and so stayed apart.
+    """
+    sizes = {dim for node in graph.nodes for type_ in node.types for dim in type_.dims}
+    slices = [node for node in graph.nodes if node.op is ops.slice]
+    sizes |= {n - e for s in slices for n, e in zip(s.inputs[0].dims, s.attrs["stops"], strict=True)}
+    sizes = {dim for dim in sizes if set(d.symbols(dim)) == {length.symbol}}
+    candidates = range(length.range[0], length.first)
+    fits = (n for n in candidates if all(d.evaluate(dim, {length.symbol: n}) >= 0 for dim in sizes))
+    return next(fits, length.first)
 
 
 def _unify_graph(first: Graph, second: Graph, length: Length) -> Graph:
@@ -159,14 +174,48 @@ def _is_dim(attr: Any) -> bool:
     return isinstance(attr, int | d.SymDim) and not isinstance(attr, bool)
 
 
+NEIGHBOURS = (0, -1, 1)  # what divides a ramp may be this much more than the length
+
+
 def _unify_constant(a: Node, b: Node, length: Length) -> Value:
-    """A literal that grew with the length: one repeated value, or consecutive integers."""
+    """A literal that depends on the length: one repeated value, or a ramp of integers, also over the length."""
     x, y = a.attrs["value"].value, b.attrs["value"].value
     dims = _unify_attr(x.shape, y.shape, a, length)
     if x.size and y.size and np.all(x == x.flat[0]) and np.all(y == x.flat[0]):
         return ops.broadcast(ops.constant(value=Array(x.flat[0])), dims=dims)
-    if x.ndim == 1 and all(np.array_equal(v, np.arange(v.size)) for v in (x, y)):
-        return ops.iota(dims=dims, axis=0, dtype=a.types[0].dtype)
+    dtype = a.types[0].dtype
+    divisors = [(1, 1), *((length.first + n, length.second + n) for n in NEIGHBOURS if dtype.is_float)]
+    for first, second in divisors if dtype.is_float or dtype.is_integer else ():
+        ramps = _ramp(x, first), _ramp(y, second)
+        start = length.dim(ramps[0][0], ramps[1][0]) if ramps[0] and ramps[1] else None
+        if ramps[0] and ramps[1] and start is not None and ramps[0][1] == ramps[1][1]:
+            over = length.dim(first, second)
+            assert over is not None
+            return _ramp_at(start, ramps[0][1], over, dims, dtype)
     raise InputError(
-        "a constant array depends on the length and is neither uniform nor consecutive integers", a.location
+        "a constant array depends on the length and is neither uniform nor consecutive integers, nor these over the length",
+        a.location,
     )
+
+
+def _ramp(array: np.ndarray, over: int) -> tuple[int, int] | None:
+    """(start, step) of an array that is ``(start + step * i) / over`` along its first axis, to the last bit."""
+    rows = array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)
+    if not rows.size or not np.isfinite(rows.astype(np.float64)).all() or abs(rows).max() > 2**24:
+        return None
+    start, second = (round(float(rows[min(i, len(rows) - 1), 0]) * over) for i in (0, 1))
+    expected = ((start + (second - start) * np.arange(len(rows))) / over).astype(array.dtype)
+    return (start, second - start) if np.array_equal(rows, np.broadcast_to(expected[:, None], rows.shape)) else None
+
+
+def _ramp_at(start: Dim, step: int, over: Dim, dims: tuple[Dim, ...], dtype: DType) -> Value:
+    """``(start + step * i) / over`` at every length."""
+
+    def number(dim: Dim) -> Value:
+        return literal(dim, dtype) if isinstance(dim, int) else ops.extent(dim=dim, dtype=dtype)
+
+    ramp = ops.iota(dims=dims, axis=0, dtype=dtype) if step else ops.broadcast(number(start), dims=dims)
+    ramp = ops.mul(ramp, number(step)) if step not in (0, 1) else ramp
+    ramp = ops.add(ramp, number(start)) if step and start != 0 else ramp
+    result: Value = ramp if over == 1 else ops.div(ramp, number(over))
+    return result

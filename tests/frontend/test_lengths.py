@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import coilc
 from coilc.comparison.metrics import difference, tolerance_for
 from coilc.ir import CoilError, InputError, interpret, print_module
+from coilc.runtime.errors import InputError as RunError
 
 from . import loops
 
@@ -59,6 +60,60 @@ def test_a_loop_is_right_at_every_length(name: str, tmp_path: Path) -> None:
         agree(artifact(**{feed: x.numpy()}), expected)
 
 
+class Numbers(nn.Module):
+    """Time comes first, states begin as Python's numbers, and numbers of the steps and of the length are in the formulas."""
+
+    def __init__(self, weigh: str) -> None:
+        super().__init__()
+        self.weigh = weigh
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = len(x)
+        factor = {
+            "mean": lambda t: 1,
+            "part": lambda t: t / n,
+            "rest": lambda t: (n - t) / (n + 1),
+            "back": lambda t: 2 * (n - t) + 0.0,
+            "step": lambda t: t,
+        }[self.weigh]
+        a = b = c = 0.0
+        for t in range(n):
+            a = a * 0.5 + x[t] * factor(t)
+            b = b * 0.75 + a
+            c = c + b
+        return c / n
+
+
+@pytest.mark.parametrize(("weigh", "least"), [("mean", 1), ("part", 1), ("rest", 1), ("back", 1), ("step", 2)])
+def test_numbers_that_grow_with_the_length(weigh: str, least: int, tmp_path: Path) -> None:
+    """torch leaves out ``* 1``: the second step that counts is no longer like the others, and has to be there."""
+    model = Numbers(weigh)
+    program = coilc.export(model, (torch.randn(7, 3),), dynamic_shapes={"x": {0: "L"}}, lengths=(7, 11))
+    assert program.entries["main"].ranges == {"L": (least, None)}
+    assert sum(node.op.name == "scan" for node in program.entries["main"].nodes) == 1
+    artifact = coilc.load(coilc.compile(program, tmp_path / "loop.coil"))
+    for length in range(least, 14):
+        x = torch.randn(length, 3, generator=torch.Generator().manual_seed(length))
+        agree(interpret(program, {"x": x.numpy()}), model(x))
+        agree(artifact(x=x.numpy()), model(x))
+    if least > 1:
+        with pytest.raises(RunError, match="takes L from 2 or more"):
+            artifact(x=np.zeros((1, 3), np.float32))
+
+
+class Uneven(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x[0] * 0
+        for t in range(len(x)):
+            y = torch.tanh(y) + x[t] * t**2
+        return y
+
+
+def test_other_numbers_are_refused() -> None:
+    with pytest.raises(InputError, match="neither uniform nor consecutive integers"):
+        coilc.export(Uneven(), (torch.randn(7, 3),), dynamic_shapes={"x": {0: "L"}}, lengths=(7, 11))
+
+
 class Cumulative(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]
@@ -89,12 +144,12 @@ class OtherAtTen(nn.Module):
         return torch.exp(h) if x.shape[1] > 10 else h
 
 
-class Harmonic(nn.Module):
+class Root(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = torch.zeros_like(x[:, 0])
         for t in range(x.shape[1]):
             h = torch.tanh(h + x[:, t])
-        return h * (1 / x.shape[1])  # the scale
+        return h * x.shape[1] ** -0.5  # the scale
 
 
 class OddStep(nn.Module):
@@ -116,7 +171,7 @@ def test_a_loop_with_an_odd_step_is_refused_with_its_line() -> None:
     assert "test_lengths.py" in str(caught.value)
 
 
-@pytest.mark.parametrize(("model", "message"), [(OtherAtTen(), "different structure"), (Harmonic(), "constant")])
+@pytest.mark.parametrize(("model", "message"), [(OtherAtTen(), "different structure"), (Root(), "constant")])
 def test_what_depends_on_the_length_in_another_way_is_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(InputError, match=message):
         coilc.export(model, (tokens(2, 9),), dynamic_shapes=SHAPES, lengths=(7, 11))

@@ -20,9 +20,9 @@ def main(input_ids: i64[B, L], *, B: dim[1:4], L: dim[1:64]):
 """
 
 
-def build(path: Path, size: int = 256, target: str = "native") -> Path:
+def build(path: Path, size: int = 256, tokenizer: Path | None = None) -> Path:
     """Compile it with ``size`` tokens; its texts run through all of them, never twice the same way."""
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal((n, 8), dtype=np.float32) for name, n in (("table", size), ("taps", 3))}
     module = Module({"main": parse_graph(PROGRAM.format(V=size))}, weights)
-    return compile(module, path, target=target, entries=("main", "prefill", "step"))
+    return compile(module, path, entries=("main", "prefill", "step"), tokenizer=tokenizer)

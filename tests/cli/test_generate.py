@@ -7,30 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from byte_model import build
 
-from coilc.codegen.compile import compile
-from coilc.ir import CoilError, Module, parse_graph
+from coilc.ir import CoilError
 from coilc.runtime import load
 from coilc.runtime.generate import choose, generate
 
 from .conftest import Cli
-
-PROGRAM = """
-def main(ids: i64[B, L], *, B: dim[1:4], L: dim[1:64]):
-    table: f32[{V}, 8] = weight(name="table", type=f32[{V}, 8])
-    taps: f32[3, 8] = weight(name="taps", type=f32[3, 8])
-    v0: f32[B, L, 8] = take(table, ids, axis=0)
-    v1, v2 = causal_conv1d(v0, taps, optional=(), activation="silu")
-    v3: f32[B, L, {V}] = linear(v1, table)
-    return {{"logits": v3}}
-"""
-
-
-def build(path: Path, size: int, tokenizer: Path | None = None) -> Path:
-    rng = np.random.default_rng(0)
-    weights = {name: rng.standard_normal((n, 8), dtype=np.float32) for name, n in (("table", size), ("taps", 3))}
-    module = Module({"main": parse_graph(PROGRAM.format(V=size))}, weights)
-    return compile(module, path, entries=("main", "prefill", "step"), tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +24,7 @@ def language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_greedy_tokens_are_those_of_the_whole_sequence(language: Path) -> None:
     model, seen = load(language, threads=1), list(b"hello")
     for _, token in zip(range(20), generate(model, seen, temperature=0), strict=False):
-        assert token == int(np.argmax(model(ids=[seen])["logits"][0, -1]))
+        assert token == int(np.argmax(model(input_ids=[seen])["logits"][0, -1]))
         seen = [*seen, token]
 
 

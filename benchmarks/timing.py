@@ -1,4 +1,7 @@
-"""Timing that every benchmark shares: one thread, interleaved rounds, medians. Import it before NumPy and torch."""
+"""Timing that every benchmark shares: one thread, interleaved rounds, medians. Import it before NumPy and torch.
+
+Times are the thread's own, so that what other programs take of the core does not count.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ def medians(candidates: Candidates, rounds: int = 7, calls: int = 3) -> dict[str
         for name, call in candidates.items():
             call()
             for _ in range(calls):
-                start = time.perf_counter()
+                start = time.thread_time()
                 call()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.thread_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -30,7 +30,7 @@ Algorithm = Annotated[
     typer.Option(
         "--algorithm",
         metavar="NAME",
-        help="How every recurrence runs: sequential, chunked or associative.",
+        help="How every recurrence runs: sequential, chunked, associative or wavefront.",
         show_default="the cost model chooses for each",
     ),
 ]

@@ -15,7 +15,7 @@ from .signature import dim_symbols, parse_dim
 
 _Check = Callable[[Any, str], None]
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-HIGHEST_RANK, LARGEST = 64, 2**63 - 1
+HIGHEST_RANK, LONGEST_NAME, LARGEST = 64, 200, 2**63 - 1
 
 
 class MalformedError(ValueError):
@@ -45,7 +45,8 @@ def _text(value: Any, where: str) -> None:
 
 
 def _name(value: Any, where: str) -> None:
-    _require(isinstance(value, str) and bool(value) and value.isprintable(), where, "a name")
+    known = isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+    _require(known, where, f"a name of up to {LONGEST_NAME} characters")
 
 
 def _file_name(value: str, where: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._higher_order_ops.associative_scan import associative_scan
 
 import coilc
 from coilc.ir import Module, interpret
@@ -255,6 +256,40 @@ def test_other_loops_stay_and_say_why(model: nn.Module, reason: str) -> None:
     events = explain(rolled, "classify_scans").events
     assert any(re.search(reason, str(event.reason)) for event in events if event.rule == "loop_is_time_invariant")
     assert "lti_scan" not in {node.op.name for node in classify_scans(rolled).entries["main"].nodes}
+
+
+class Associative(nn.Module):
+    """S5 (arXiv 2208.04933) as its authors run it: all states by an associative scan of (a, b) pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.complex(-drawn(0, N).sigmoid(), drawn(1, N)))
+        self.B, self.C = nn.Parameter(waves(2, N, D)), nn.Parameter(waves(3, D, N))
+
+    def forward(self, u: Tensor) -> Tensor:
+        def combine(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            return first[0] * second[0], second[0] * first[1] + second[1]
+
+        b = u.to(self.B.dtype) @ self.B.T
+        a = torch.exp(0.3 * self.A).expand(b.shape)
+        _, states = associative_scan(combine, (a, b), 1, combine_mode="generic")
+        return 2 * (states @ self.C.T).real
+
+
+def test_an_associative_scan_is_linear() -> None:
+    model = Associative().eval()
+    program = coilc.export(model, (torch.randn(2, 9, D),), dynamic_shapes=[{0: "B", 1: "L"}])
+    stages: dict[str, Module] = {}
+    run_pipeline(program, observe=stages.__setitem__, stop_after="recognise")
+    found = [node.op.name for node in stages["recognise"].entries["main"].nodes]
+    assert found.count("linear_scan") == 1
+    assert "scan" not in found
+    for length in (1, 2, 33):
+        u = drawn(length, 3, length, D)
+        (actual,) = interpret(stages["recognise"], {"u": u.numpy()}).values()
+        with torch.no_grad():
+            (wanted,) = Copy(model)(u.double())
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])

@@ -86,3 +86,11 @@ def location_of_error(traceback: TracebackType | None) -> tuple[Location | None,
             found = Location(_short(file), line), linecache.getline(file, line).strip()
         traceback = traceback.tb_next
     return found
+
+
+def raised_by_torch(error: BaseException) -> bool:
+    """Whether torch's own code raised it, not the model's."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and not _is_users(traceback.tb_frame.f_code.co_filename)

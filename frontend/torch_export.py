@@ -22,7 +22,7 @@ from .buffer_states import name_constants
 from .capture import capture
 from .convert import convert
 from .dynamic_shapes import Arguments, Dynamic, broken_assumption, leaves, narrowed, parse_dynamic, refusal
-from .locations import location_of_error, whole_stacks
+from .locations import location_of_error, raised_by_torch, whole_stacks
 from .table import decompositions, is_convertible
 
 _SYMBOLS = "coilc.symbols"  # in a program's metadata: torch's symbol names to the user's
@@ -204,7 +204,9 @@ def _plain_errors(module: torch.nn.Module) -> Iterator[None]:
             f"cannot; use torch.where or torch.cond, or pass the decision as an argument",
             location,
         ) from error
-    except (TorchDynamoException, torch._export.error.ExportError, NotImplementedError) as error:
+    except (TorchDynamoException, torch._export.error.ExportError, NotImplementedError, AssertionError) as error:
+        if isinstance(error, AssertionError) and not raised_by_torch(error):
+            raise
         location, line = location_of_error(error.__traceback__)
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         at_line = f" (`{line}`)" if line else ""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coilc.ir import Graph, Location, Module, TensorType, Value, at, interpret, literal, ops, print_graph
+from coilc.ir import Graph, Location, Module, Node, TensorType, Value, at, interpret, literal, ops, print_graph
 from coilc.ir.types import f32
 from coilc.passes.reroll_scans import reroll_ends, reroll_scans
 from coilc.passes.simplify import simplify
@@ -213,6 +213,12 @@ def test_outputs_may_be_stacked_against_the_order_of_the_steps(name: str, skip_f
     after = reroll_scans(before)
     assert count(after, "scan") == 1
     same_numbers(before, after, 6)
+
+
+@pytest.fixture(autouse=True)
+def own_locations() -> None:
+    """Equal nodes are one object, and would bring the lines of the test that made them first."""
+    Node.forget_all()
 
 
 def refusals(graph: Graph) -> list[str]:

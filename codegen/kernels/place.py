@@ -77,7 +77,8 @@ def emit_update_slice(k: Anchor) -> None:
 
     def task(p: Expr) -> None:
         row = k.kernel.reader.unravel(p, tuple(outer))
-        start = bind(k.read(2))
+        # What lies outside is dropped anyway; so far outside that a sum would overflow, it must be.
+        start = bind(tirx.max(tirx.min(k.read(2), extent), -k.extent(k.dims(1)[axis])))
 
         def element(j: Expr) -> None:
             at = [*row, j]

@@ -102,7 +102,7 @@ def gain_of_merging(graph: Graph, nodes: Sequence[Node], uses: Uses, m: Machine)
 
 def work_of(node: Node, sizes: Mapping[str, int], m: Machine) -> Work:
     """The kernel of one recurrence, step by step."""
-    if node.op in FORMS:
+    if node.op in FORMS and node.op is not ops.scan:  # of scans, the model knows grids
         (work,) = measured(node, sizes).sequential(m)
         return work
     tasks, length = tasks_of(node, sizes, m), d.evaluate(steps_of(node), sizes)

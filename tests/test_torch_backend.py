@@ -95,6 +95,22 @@ def test_a_loop_is_compiled_for_each_length() -> None:
 def test_transformers_models(name: str) -> None:
     case = zoo.MODELS[name]()
     inputs = case.make_inputs(**case.sizes[min(1, len(case.sizes) - 1)])
+    expected = case.eager(inputs)[case.output]  # first: RWKV changes its weights when it runs for the first time
     with torch.no_grad():
         found = torch.compile(case.module, backend="coilc")(**inputs)[case.output]
-    assert difference(found.numpy(), case.eager(inputs)[case.output].numpy()).relative_error < 1e-5
+    assert difference(found.numpy(), expected.numpy()).relative_error < 1e-5
+
+
+class Counter(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.add_(1)
+        return x * self.calls
+
+
+def test_an_update_of_the_module_is_refused() -> None:
+    with pytest.raises(Exception, match="cannot keep what a graph writes to its module"):
+        torch.compile(Counter(), backend="coilc")(torch.ones(3))

@@ -18,7 +18,7 @@ from coilc import __version__, settings
 from coilc.codegen.compile import compile
 from coilc.codegen.target import parse_target
 from coilc.frontend.torch_export import export
-from coilc.ir import CoilError
+from coilc.ir import CoilError, UnsupportedError
 from coilc.runtime import ArtifactError, Model, load
 
 Compiled = Callable[..., "list[torch.Tensor]"]
@@ -71,7 +71,14 @@ class _Compiled:
 
 
 def _runner(model: Model) -> Run:
-    """A function from the graph's tensors, in order, to its results."""
+    """A function from the graph's tensors, in order, to its results.
+
+    Raises:
+        UnsupportedError: the graph writes to parameters or buffers, which would not reach the module.
+    """
+    updated = [(f"update of '{state['name']}'", None) for state in model.describe()["states"]]
+    if updated:
+        raise UnsupportedError("torch.compile cannot keep what a graph writes to its module:", updated)
     names = [tensor["name"] for tensor in model.describe()["entries"]["main"]["inputs"]]
 
     def run(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

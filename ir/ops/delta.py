@@ -18,7 +18,7 @@ from .elementwise import add, exp, mul, sub
 from .linalg import matmul
 from .movement import expand_dims, reshape
 from .precision import in_f32
-from .recurrence import body_input, gated_types, per_key, scan, to_heads
+from .recurrence import body_input, gated_types, per_head, per_key, scan, to_heads
 from .structural import zeros
 
 # --- generalized_delta_rule: the diagonal and two vectors that span the rest --------------------------------------------
@@ -29,22 +29,19 @@ def _generalized(
     *rest: TensorType, optional: tuple[str, ...] = (), scale: float = 1.0,
 ) -> tuple[TensorType, TensorType]:  # fmt: skip
     results = gated_types(q, k, v, log_decay, *rest, optional=optional)
-    per_head = (*v.dims[:3], q.dims[3])
+    keys = (*v.dims[:3], q.dims[3])
     r.of_kind(r.FLOAT, erase, write)
-    r.shaped("erase", erase, per_head)
-    r.shaped("write", write, per_head)
+    r.shaped("erase", erase, keys)
+    r.shaped("write", write, keys)
     return results
 
 
 def _generalized_loop(
     q: Any, k: Any, v: Any, log_decay: Any, erase: Any, write: Any, *rest: Any, optional: tuple[str, ...], scale: float
 ) -> tuple[Any, Any]:
-    (batch, length, heads, size), state = v.shape, q.shape[3]
-    q, k = (np.repeat(m, heads // m.shape[2], axis=2) for m in (q, k))  # [B, L, H, N]
-    decay = np.exp(log_decay if log_decay.ndim == 4 else log_decay[..., None])
-    h = rest[0] if rest else np.zeros((batch, heads, state, size), log_decay.dtype)
+    q, k, decay, h = per_head(q, k, v, log_decay, rest[0] if rest else None)
     o = np.empty_like(v)
-    for t in range(length):
+    for t in range(v.shape[1]):
         held = np.sum(erase[:, t, :, :, None] * h, axis=2, keepdims=True)
         h = decay[:, t, :, :, None] * h - write[:, t, :, :, None] * held + k[:, t, :, :, None] * v[:, t, :, None, :]
         o[:, t] = scale * np.sum(q[:, t, :, :, None] * h, axis=2)
@@ -115,12 +112,9 @@ def _gated_delta(
 def _gated_delta_loop(
     q: Any, k: Any, v: Any, log_decay: Any, beta: Any, *rest: Any, optional: tuple[str, ...], scale: float
 ) -> tuple[Any, Any]:
-    (batch, length, heads, size), state = v.shape, q.shape[3]
-    q, k = (np.repeat(m, heads // m.shape[2], axis=2) for m in (q, k))  # [B, L, H, N]
-    decay = np.exp(log_decay if log_decay.ndim == 4 else log_decay[..., None])
-    h = rest[0] if rest else np.zeros((batch, heads, state, size), log_decay.dtype)
+    q, k, decay, h = per_head(q, k, v, log_decay, rest[0] if rest else None)
     o = np.empty_like(v)
-    for t in range(length):
+    for t in range(v.shape[1]):
         key = k[:, t, :, :, None]
         h = decay[:, t, :, :, None] * h
         error = v[:, t] - np.sum(key * h, axis=2)

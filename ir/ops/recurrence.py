@@ -390,16 +390,21 @@ def _gated(
     return gated_types(q, k, v, log_decay, *rest, optional=optional, known=GATED_OPTIONAL)
 
 
+def per_head(q: Any, k: Any, v: Any, log_decay: Any, h0: Any | None) -> tuple[Any, Any, Any, Any]:
+    """What the loops of linear attention start with: q and k [B, L, H, N], decay [B, L, H, N or 1], the state."""
+    (batch, _, heads, size), state = v.shape, q.shape[3]
+    q, k = (np.repeat(m, heads // m.shape[2], axis=2) for m in (q, k))
+    decay = np.exp(log_decay if log_decay.ndim == 4 else log_decay[..., None])
+    return q, k, decay, np.zeros((batch, heads, state, size), log_decay.dtype) if h0 is None else h0
+
+
 def _gated_loop(
     q: Any, k: Any, v: Any, log_decay: Any, *rest: Any, optional: tuple[str, ...], scale: float
 ) -> tuple[Any, Any]:
     given = dict(zip(optional, rest, strict=True))
-    (batch, length, heads, size), state = v.shape, q.shape[3]
-    q, k = (np.repeat(m, heads // m.shape[2], axis=2) for m in (q, k))  # [B, L, H, N]
-    decay = np.exp(log_decay if log_decay.ndim == 4 else log_decay[..., None])
-    h = given["h0"] if "h0" in given else np.zeros((batch, heads, state, size), log_decay.dtype)
+    q, k, decay, h = per_head(q, k, v, log_decay, given.get("h0"))
     o = np.empty_like(v)
-    for t in range(length):
+    for t in range(v.shape[1]):
         before, inflow = h, k[:, t, :, :, None] * v[:, t, :, None, :]
         h = decay[:, t, :, :, None] * h + inflow
         seen = before + given["bonus"][..., None] * inflow if "bonus" in given else h

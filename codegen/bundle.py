@@ -17,7 +17,7 @@ from coilc.ir import CoilError, InputError
 from coilc.runtime.artifact import KERNELS, PLAN, TOKENIZER, WEIGHTS, check_files, read_manifest
 from coilc.runtime.errors import ArtifactError
 
-from .link import NATIVE, link_archive, link_program
+from .link import NATIVE, link_archive, link_program, runtime_sources
 
 DEVICE = Path(coilc.runtime.__file__).parent / "device"
 PROGRAM = "coil-run"
@@ -125,7 +125,7 @@ def _model_inputs(
     folder: Path, manifest: Mapping[str, Any], scratch: Path, embed_weights: bool
 ) -> tuple[list[Path], list[str]]:
     """Plan, runtime, kernels and perhaps weights, and the flags that they are compiled with."""
-    inputs = [folder / PLAN, *sorted(NATIVE.glob("*.c"))]
+    inputs = [folder / PLAN, *runtime_sources("cpu")]
     inputs += [folder / KERNELS] if KERNELS in manifest["files"] else []
     if not embed_weights:
         return inputs, []

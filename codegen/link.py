@@ -22,6 +22,11 @@ FLAGS = (
 _EXPORTS = "{ global: coil_*; local: *; };\n"
 
 
+def runtime_sources(kind: str) -> list[Path]:
+    """The C files of the native runtime for targets of a kind."""
+    return [*sorted(NATIVE.glob("*.c")), *sorted((NATIVE / kind).glob("*.c"))]
+
+
 def link_library(plan_source: Path, objects: Sequence[Path], output: Path, triple: str, compiler: str = "") -> None:
     """Compile the plan and the runtime and link them with the kernels into a stripped shared library.
 
@@ -33,7 +38,7 @@ def link_library(plan_source: Path, objects: Sequence[Path], output: Path, tripl
     Raises:
         CoilError: the compiler is missing, refuses the input or takes longer than five minutes.
     """
-    sources = [plan_source, *sorted(NATIVE.glob("*.c")), *objects]
+    sources = [plan_source, *runtime_sources("cpu"), *objects]
     with TemporaryDirectory(prefix="coilc-") as scratch:
         exports = Path(scratch) / "exports.map"
         exports.write_text(_EXPORTS)

@@ -14,7 +14,7 @@ from threading import Lock
 
 from .errors import ArtifactError, RunError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 TraceFunction = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(c_void_p), c_int32)
 _Pointers = Sequence[int]
 
@@ -71,11 +71,6 @@ class Library:
             raise ArtifactError(f"'{path}' has ABI {found}, this coilc needs {ABI_VERSION}: recompile the artifact")
         _declare(self.native)
 
-    def retain(self) -> None:
-        """Count one more ``load``."""
-        with Library._lock:
-            self.users += 1
-
     def release(self) -> None:
         """Give back one ``load``. Called by finalizers, which may run anywhere, so it never waits for the lock."""
         Library._released.append(self)
@@ -118,7 +113,7 @@ def _declare(native: ctypes.CDLL) -> None:
         "coil_session_memory": (c_uint64, [c_void_p]),
         "coil_session_run": (c_int, [c_void_p, c_int32, pointers, pointers]),
         "coil_session_trace": (c_int, [c_void_p, c_int32, pointers, pointers, TraceFunction, c_void_p]),
-        "coil_state_open": (c_int, [c_int32, pointers]),
+        "coil_state_open": (c_int, [c_void_p, c_int32, pointers]),
         "coil_state_close": (None, [c_void_p]),
         "coil_state_reset": (c_int, [c_void_p]),
         "coil_state_rewind": (c_int, [c_void_p, c_int32]),
@@ -214,18 +209,16 @@ def _close_session(model: NativeModel, handle: c_void_p) -> None:
 class NativeState:
     """What a sequence leaves behind for its next piece. Used by one thread at a time."""
 
-    def __init__(self, library: Library, handle: c_void_p) -> None:
-        self.library, self.handle = library, handle
-        # It needs the library's code until it is closed, and may outlive the model.
-        library.retain()
-        weakref.finalize(self, _close_state, library, handle).atexit = False
+    def __init__(self, model: NativeModel, handle: c_void_p) -> None:
+        self.model, self.library, self.handle = model, model.library, handle
+        weakref.finalize(self, _close_state, model, handle).atexit = False  # and keeps the model until then
 
     @staticmethod
-    def open(library: Library, history: int) -> NativeState:
+    def open(model: NativeModel, history: int) -> NativeState:
         """A state at the start of a sequence; the last ``history`` calls can be undone."""
         handle = c_void_p()
-        library.check(library.native.coil_state_open(history, byref(handle)))
-        return NativeState(library, handle)
+        model.library.check(model.library.native.coil_state_open(model.handle, history, byref(handle)))
+        return NativeState(model, handle)
 
     @property
     def memory_bytes(self) -> int:
@@ -244,7 +237,7 @@ class NativeState:
         """A second state that continues from here."""
         handle = c_void_p()
         self.library.check(self.library.native.coil_state_fork(self.handle, byref(handle)))
-        return NativeState(self.library, handle)
+        return NativeState(self.model, handle)
 
     def save(self) -> bytes:
         """The state as bytes."""
@@ -259,9 +252,8 @@ class NativeState:
         self.library.check(self.library.native.coil_state_load(self.handle, data, len(data)))
 
 
-def _close_state(library: Library, handle: c_void_p) -> None:
-    library.native.coil_state_close(handle)
-    library.release()
+def _close_state(model: NativeModel, handle: c_void_p) -> None:
+    model.library.native.coil_state_close(handle)
 
 
 def _array(addresses: _Pointers) -> ctypes.Array[c_void_p]:

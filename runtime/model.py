@@ -155,7 +155,7 @@ class Model:
             )
         if not 1 <= history <= 1 << 20:
             raise InputError(f"the history must be between 1 and {1 << 20} calls, not {history}")
-        return Session(self._advance, NativeState.open(self._native.library, history))
+        return Session(self._advance, NativeState.open(self._native, history))
 
     def step_all(self, sessions: Sequence[Session], **inputs: Any) -> dict[str, Any]:
         """Run the next element of several sequences in one call, so that the weights are read once for all of them.
@@ -178,7 +178,7 @@ class Model:
         if not sessions:
             raise InputError("step_all needs at least one session")
         states = [session.state for session in sessions]
-        batch = self._batches.pop() if self._batches else NativeState.open(self._native.library, 1)
+        batch = self._batches.pop() if self._batches else NativeState.open(self._native, 1)
 
         def run(native: NativeSession, entry: int, given: list[int], wanted: list[int]) -> None:
             native.advance_all(entry, states, batch, given, wanted)

@@ -45,7 +45,7 @@ int main(int argc, char **argv) {
     check(coil_open(&options, &model));
     check(coil_session_open_in(model, session_memory, sizeof session_memory, &session));
     check(coil_session_bind(session, step, batch));
-    check(coil_state_open_in(1, state_memory, sizeof state_memory, &state));
+    check(coil_state_open_in(model, 1, state_memory, sizeof state_memory, &state));
 
     int64_t token = 0;
     float logits[VOCABULARY];

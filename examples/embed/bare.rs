@@ -47,7 +47,7 @@ extern "C" {
     fn coil_session_advance(
         session: *mut c_void, entry: i32, state: *mut c_void, inputs: *const *const c_void, outputs: *const *mut c_void,
     ) -> c_int;
-    fn coil_state_open(history: i32, state: *mut *mut c_void) -> c_int;
+    fn coil_state_open(model: *mut c_void, history: i32, state: *mut *mut c_void) -> c_int;
     fn coil_state_close(state: *mut c_void);
 }
 
@@ -91,7 +91,7 @@ fn main() -> Result<(), String> {
     };
     let model = opened(coil_close, |place| unsafe { coil_open(&options, place) })?;
     let session = opened(coil_session_close, |place| unsafe { coil_session_open(model.0, 1, place) })?;
-    let state = opened(coil_state_close, |place| unsafe { coil_state_open(1, place) })?;
+    let state = opened(coil_state_close, |place| unsafe { coil_state_open(model.0, 1, place) })?;
     check(unsafe { coil_session_bind(session.0, step, &1) })?;
 
     let mut logits = [0f32; VOCABULARY];

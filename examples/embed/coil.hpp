@@ -2,7 +2,7 @@
 //
 //     coil::Model model("weights.safetensors");      // or Model() when the weights are linked in
 //     coil::Session session(model, 2);               // two threads
-//     coil::State state;
+//     coil::State state(model);
 //     session.bind("step", {{"B", 1}});
 //     session.advance("step", state, {{"input_ids", &token}}, {{"logits", logits.data()}});
 #pragma once
@@ -66,7 +66,7 @@ std::vector<Pointer> by_name(const coil_tensor *tensors, int32_t count,
 using Inputs = std::initializer_list<std::pair<std::string_view, const void *>>;
 using Outputs = std::initializer_list<std::pair<std::string_view, void *>>;
 
-// The weights. Sessions of one model may run at the same time; it must outlive them.
+// The weights. Sessions of one model may run at the same time; it must outlive them and its states.
 class Model {
 public:
     Model() { open(nullptr); } // linked in, or there are none
@@ -88,9 +88,9 @@ private:
 // What a sequence leaves behind. The last `history` calls can be undone.
 class State {
 public:
-    explicit State(int32_t history = 1) {
+    explicit State(const Model &model, int32_t history = 1) {
         coil_state *state = nullptr;
-        check(coil_state_open(history, &state));
+        check(coil_state_open(model.get(), history, &state));
         handle.reset(state);
     }
     void reset() { check(coil_state_reset(get())); }

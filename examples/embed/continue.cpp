@@ -16,7 +16,7 @@ int main(int argc, char **argv) try {
     const std::string weights = argv[1];
     coil::Model model = weights.empty() ? coil::Model() : coil::Model(weights);
     coil::Session session(model);
-    coil::State state;
+    coil::State state(model);
     session.bind("prefill", {{"B", 1}, {"L", length}});
     session.bind("step", {{"B", 1}});
 

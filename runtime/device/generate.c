@@ -168,7 +168,7 @@ void generate(program *p) {
     if (!coil_describe()->state_count) refuse();
     double times[4] = {seconds()};
     open_session(p);
-    check(coil_state_open(1, &p->state));
+    check(coil_state_open(p->model, 1, &p->state));
     stage prefill = open_stage(p, "prefill"), step = open_stage(p, "step");
     bind_stage(p, &step, 1);
     bind_stage(p, &prefill, length);

@@ -198,7 +198,7 @@ static void open_state(program *p) {
     if (files && !p->entry->state_count) die(EXIT_INPUT, "entry '%s' has no states", p->entry->name);
     if (files && arrays) die(EXIT_INPUT, "a state is a file or arrays, not both");
     if (!p->entry->state_count || arrays) return;
-    check(coil_state_open(1, &p->state));
+    check(coil_state_open(p->model, 1, &p->state));
     if (p->options.state) load_state(p, p->options.state);
 }
 

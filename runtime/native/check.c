@@ -141,7 +141,6 @@ static bool tensors_bounded(const coil_tensor *tensors, const int32_t *const *di
     return true;
 }
 
-/* What lies at an argument that is a pointer. */
 static int64_t room_of(int32_t index, plan_arg arg, const int64_t *quantities) {
     const coil_entry *entry = &coil_plan.description.entries[index];
     const plan_entry *plan = &coil_plan.entries[index];
@@ -185,4 +184,8 @@ int coil_check_sizes(int32_t index, const int64_t *quantities) {
     if (!copies_fit(index, quantities) || !states_keep_their_size(index, quantities))
         return coil_fail(COIL_ARGUMENT, "entry '%s': the library is damaged: its sizes contradict each other", entry->name);
     return COIL_OK;
+}
+
+size_t coil_room_of(int32_t index, plan_arg arg, const int64_t *quantities) {
+    return (size_t)room_of(index, arg, quantities);
 }

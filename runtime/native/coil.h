@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define COIL_ABI_VERSION 3
+#define COIL_ABI_VERSION 4
 #define COIL_MODEL_BYTES 64
 #define COIL_API __attribute__((visibility("default")))
 
@@ -37,7 +37,8 @@ typedef enum coil_status {
     COIL_BUSY = 6,     /* another thread is using the session */
     COIL_KERNEL = 7,   /* a kernel refused its operands or ran out of scratch */
     COIL_STOPPED = 8,  /* the trace callback asked to stop */
-    COIL_STATE = 9     /* a saved state is damaged, another model's or from a newer version */
+    COIL_STATE = 9,    /* a saved state is damaged, another model's or from a newer version */
+    COIL_DEVICE = 10   /* the device or its driver is missing, does not fit, or its context was lost */
 } coil_status;
 
 /* What a library computes. Every pointer is constant and lives as long as the library. */
@@ -86,6 +87,8 @@ typedef struct coil_options {
     const void *weights;      /* the file's content in memory, 64-byte aligned, kept alive by the caller */
     uint64_t weights_bytes;   /* size of that memory */
     void *memory;             /* COIL_MODEL_BYTES for the model, 64-byte aligned, kept by the caller; NULL: malloc */
+    int32_t device;           /* which GPU, if the model is for one */
+    int32_t no_graphs;        /* 1: launch every kernel of every run, record nothing; to find out what is slow or wrong */
 } coil_options;
 
 typedef struct coil_model coil_model;
@@ -104,7 +107,7 @@ COIL_API const char *coil_error_message(void);
 /* Map and check the weights; without a path or memory, take those that were linked in (`--embed-weights`). COIL_ARGUMENT, COIL_WEIGHTS, COIL_MEMORY. */
 COIL_API int coil_open(const coil_options *options, coil_model **model);
 
-/* Unmap the weights; every session must be closed before. NULL is allowed. */
+/* Unmap the weights; every session and state must be closed before. NULL is allowed. */
 COIL_API void coil_close(coil_model *model);
 
 /* A session over all entries, with `threads` threads (1: everything in the calling thread; no pinning).
@@ -151,12 +154,23 @@ typedef int (*coil_trace)(void *user, int32_t call, const void *const *results, 
 COIL_API int coil_session_trace(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs,
                                 coil_trace callback, void *user);
 
+/* For models of a GPU. A pointer of a run may be on the host or on the device, each for itself. A run returns when its
+ * outputs on the host are there; with all of them on the device it may return before, and what is wrong then comes out of
+ * a later call. */
+
+/* Run on a stream of the caller (CUstream, cudaStream_t; the default stream is CU_STREAM_LEGACY) from now on, after what
+ * the session still has to do; NULL: on its own. COIL_ARGUMENT (also: the model is not for a GPU), COIL_BUSY, COIL_DEVICE. */
+COIL_API int coil_session_stream(coil_session *session, void *stream);
+
+/* Until everything that the session was given is done. COIL_DEVICE. */
+COIL_API int coil_session_wait(coil_session *session);
+
 /* States: what a sequence leaves behind for the next piece of it. A session is the machinery (threads, arena), a state
  * is data: any number of states can take turns on one session. A state is used by one thread at a time. */
 
 /* A state at the start of a sequence, all zeros. The last `history` calls (1 or more) can be undone; each costs the
  * memory of one state. COIL_ARGUMENT (also: the model has no states), COIL_MEMORY. */
-COIL_API int coil_state_open(int32_t history, coil_state **state);
+COIL_API int coil_state_open(const coil_model *model, int32_t history, coil_state **state);
 
 /* Release the memory, unless it is the caller's. NULL is allowed. */
 COIL_API void coil_state_close(coil_state *state);
@@ -176,7 +190,8 @@ COIL_API int coil_session_advance_all(coil_session *session, int32_t entry, coil
 /* The same in memory that the caller gives, as for sessions: bytes for a state of `entry` at these symbols, and the state.
  * COIL_ARGUMENT, COIL_MEMORY. */
 COIL_API int coil_state_bytes(int32_t entry, const int64_t *symbols, int32_t history, uint64_t *bytes);
-COIL_API int coil_state_open_in(int32_t history, void *memory, uint64_t bytes, coil_state **state);
+COIL_API int coil_state_open_in(const coil_model *model, int32_t history, void *memory, uint64_t bytes,
+                                coil_state **state);
 
 /* Back to the start of a sequence. */
 COIL_API int coil_state_reset(coil_state *state);

@@ -5,9 +5,9 @@
 #include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <sys/types.h>
 
+#include "device.h"
 #include "plan.h"
 
 enum { ALIGNMENT = 64, MESSAGE_BYTES = 512, MOST_ON_STACK = 1 << 14 };
@@ -85,16 +85,22 @@ extern _Thread_local worker *coil_worker;
 const int64_t *coil_session_quantities(const coil_session *session, int32_t entry); /* NULL: it is not bound */
 int coil_refuse_stack(int32_t entry); /* has more quantities than MOST_ON_STACK */
 int coil_evaluate(int32_t entry, const int64_t *symbols, int64_t *quantities);      /* checks the symbols */
+queue *coil_session_queue(const coil_session *session);
+/* coil_session_run whose states are on the device. */
+int coil_session_run_on(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs);
 
 /* check.c: indices and offsets of the plan's tables; the sizes of an entry for evaluated quantities. */
 int coil_check_plan(void);
 int coil_check_sizes(int32_t entry, const int64_t *quantities);
+size_t coil_room_of(int32_t entry, plan_arg arg, const int64_t *quantities); /* bytes at an argument that is a pointer */
 
 /* model.c */
 struct coil_model {
-    const unsigned char *weights;
-    size_t mapped_bytes; /* 0: the caller's memory, or the program's own */
-    bool given;          /* this object lies in the caller's memory */
+    const unsigned char *weights; /* where kernels find them */
+    device *device;
+    void *mapping; /* of their file; NULL: the caller's memory, the program's own, or they are on a device */
+    size_t mapped_bytes;
+    bool given; /* this object lies in the caller's memory */
 };
 static_assert(sizeof(struct coil_model) <= COIL_MODEL_BYTES, "coil.h promises less");
 

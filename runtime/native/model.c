@@ -44,7 +44,7 @@ static int map_weights(coil_model *model, const char *path) {
         if (memory == MAP_FAILED)
             code = coil_fail(COIL_MEMORY, "cannot map %s: %s", path, strerror(errno));
         else
-            model->weights = memory, model->mapped_bytes = (size_t)status.st_size;
+            model->weights = model->mapping = memory, model->mapped_bytes = (size_t)status.st_size;
     }
     close(file);
     return code;
@@ -66,6 +66,11 @@ static int find_weights(coil_model *model, const coil_options *options) {
     return check_weights(model->weights, bytes, options->weights ? "the weights in memory" : "the program");
 }
 
+static void unmap_weights(coil_model *model) {
+    if (model->mapping) munmap(model->mapping, model->mapped_bytes);
+    model->mapping = NULL;
+}
+
 int coil_open(const coil_options *given, coil_model **model) {
     if (!given || given->size < offsetof(coil_options, memory) || !model)
         return coil_fail(COIL_ARGUMENT, "coil_open needs options with their size set, and a place for the model");
@@ -74,11 +79,16 @@ int coil_open(const coil_options *given, coil_model **model) {
     memcpy(&copy, given, given->size < sizeof copy ? given->size : sizeof copy);
     if ((uintptr_t)options->memory % ALIGNMENT)
         return coil_fail(COIL_ARGUMENT, "the model's memory must be aligned to %d bytes", ALIGNMENT);
+    int code = options->memory ? coil_device_accepts_memory() : COIL_OK;
+    if (code) return code;
     coil_model *opened = options->memory ? options->memory : malloc(sizeof *opened);
     if (!opened) return coil_fail(COIL_MEMORY, "out of memory");
     *opened = (coil_model){.given = options->memory != NULL};
-    int code = coil_check_plan();
+    code = coil_check_plan();
     if (!code) code = find_weights(opened, options);
+    const unsigned char *before = opened->weights;
+    if (!code) code = coil_device_open(options, &opened->weights, &opened->device);
+    if (opened->weights != before) unmap_weights(opened);
     if (code)
         coil_close(opened);
     else
@@ -88,6 +98,7 @@ int coil_open(const coil_options *given, coil_model **model) {
 
 void coil_close(coil_model *model) {
     if (!model) return;
-    if (model->mapped_bytes) munmap((void *)(uintptr_t)model->weights, model->mapped_bytes);
+    coil_device_close(model->device, model->weights);
+    unmap_weights(model);
     if (!model->given) free(model);
 }

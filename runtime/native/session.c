@@ -1,38 +1,10 @@
-/* session.c: binding symbols and running the plan. */
-#include "internal.h"
+/* session.c: opening sessions and binding symbols. */
+#include "session.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-/* One argument that changes with every run: a pointer of the caller. */
-typedef struct patch {
-    int32_t arg, index;
-    bool output;
-} patch;
-
-typedef struct binding {
-    bool bound;
-    int64_t *symbols, *quantities;
-    size_t *offsets;  /* of each slot in the arena */
-    kernel_arg *args; /* of all calls, ready to use */
-    patch *patches;
-    int32_t patch_count;
-    const void **results; /* room for the trace callback */
-} binding;
-
-struct coil_session {
-    const coil_model *model;
-    pool pool;
-    binding *bindings; /* one per entry */
-    unsigned char *arena;
-    size_t arena_bytes;
-    bool given; /* all of it lies in the caller's memory: nothing grows and nothing is released */
-    _Atomic bool busy;
-};
-
-static const coil_entry *entry_of(int32_t index) { return &coil_plan.description.entries[index]; }
-
-static int check_entry(const coil_session *session, int32_t entry) {
+int coil_check_entry(const coil_session *session, int32_t entry) {
     if (!session) return coil_fail(COIL_ARGUMENT, "the session is NULL");
     if (entry < 0 || entry >= coil_plan.description.entry_count)
         return coil_fail(COIL_ARGUMENT, "entry %d does not exist, the model has %d", entry,
@@ -42,24 +14,41 @@ static int check_entry(const coil_session *session, int32_t entry) {
 
 /* Opening. Placing a session in a region that only counts gives its size, so both kinds of session have one layout. */
 
-static void start_binding(binding *binding, const plan_entry *plan) {
+static void start_operands(binding *binding, const coil_entry *entry) {
+    operand *operands = binding->job.operands;
+    for (int32_t i = 0; i < entry->input_count; i++) *operands++ = (operand){.name = entry->inputs[i].name};
+    for (int32_t i = 0; i < entry->output_count; i++)
+        *operands++ = (operand){.name = entry->outputs[i].name, .output = true};
+}
+
+static void start_binding(binding *binding, int32_t index) {
+    const coil_entry *entry = entry_of(index);
+    const plan_entry *plan = &coil_plan.entries[index];
     for (int32_t i = 0; i < plan->arg_count; i++) {
         plan_arg arg = plan->args[i];
         binding->args[i].type = arg.kind == PLAN_QUANTITY ? KERNEL_INT : KERNEL_POINTER;
         if (arg.kind == PLAN_INPUT || arg.kind == PLAN_OUTPUT)
-            binding->patches[binding->patch_count++] = (patch){i, arg.index, arg.kind == PLAN_OUTPUT};
+            binding->patches[binding->patch_count++] =
+                (patch){i, arg.index + (arg.kind == PLAN_OUTPUT ? entry->input_count : 0)};
     }
+    binding->job.entry = index, binding->job.symbols = binding->symbols, binding->job.symbol_count = entry->symbol_count;
+    binding->job.operand_count = entry->input_count + entry->output_count;
+    start_operands(binding, entry);
 }
 
 /* Everything of one entry that bind and run write to. */
 static binding place_binding(region *room, const coil_entry *entry, const plan_entry *plan) {
     binding place = {0};
+    size_t operands = (size_t)entry->input_count + (size_t)entry->output_count;
     place.symbols = coil_take(room, (size_t)entry->symbol_count + 1, sizeof *place.symbols);
+    place.wanted = coil_take(room, (size_t)entry->symbol_count + 1, sizeof *place.wanted);
     place.quantities = coil_take(room, (size_t)plan->quantity_count + 1, sizeof *place.quantities);
     place.offsets = coil_take(room, (size_t)plan->slot_count + 1, sizeof *place.offsets);
     place.args = coil_take(room, (size_t)plan->arg_count + 1, sizeof *place.args);
     place.patches = coil_take(room, (size_t)plan->arg_count + 1, sizeof *place.patches);
+    place.job.operands = coil_take(room, operands + 1, sizeof *place.job.operands);
     place.results = coil_take(room, (size_t)plan->arg_count + 1, sizeof *place.results);
+    place.result_bytes = coil_take(room, (size_t)plan->arg_count + 1, sizeof *place.result_bytes);
     return place;
 }
 
@@ -71,7 +60,7 @@ static coil_session *place_session(region *room, int32_t threads) {
     binding *bindings = coil_take(room, (size_t)entries, sizeof *bindings);
     for (int32_t i = 0; i < entries; i++) {
         binding placed = place_binding(room, entry_of(i), &coil_plan.entries[i]);
-        if (bindings) bindings[i] = placed, start_binding(&bindings[i], &coil_plan.entries[i]);
+        if (bindings) bindings[i] = placed, start_binding(&bindings[i], i);
     }
     if (session) session->bindings = bindings, session->pool.workers = workers, session->pool.handles = handles;
     return session;
@@ -82,6 +71,7 @@ int coil_session_open(const coil_model *model, int32_t threads, coil_session **s
     *session = NULL;
     if (threads < 1 || threads > 1024)
         return coil_fail(COIL_ARGUMENT, "%d threads are not possible, use 1 to 1024", threads);
+    threads = coil_device_threads(threads);
     region room = {0};
     place_session(&room, threads);
     room = (region){malloc(room.used), 0};
@@ -89,6 +79,7 @@ int coil_session_open(const coil_model *model, int32_t threads, coil_session **s
     coil_session *opened = place_session(&room, threads);
     opened->model = model;
     int code = coil_pool_open(&opened->pool, threads, coil_plan.description.scratch_bytes);
+    if (!code) code = coil_queue_open(model->device, &opened->queue);
     if (code)
         coil_session_close(opened);
     else
@@ -100,7 +91,8 @@ void coil_session_close(coil_session *session) {
     if (!session) return;
     coil_pool_close(&session->pool);
     if (session->given) return;
-    coil_unmap(session->arena, session->arena_bytes);
+    coil_queue_close(session->queue);
+    coil_device_free(session->model->device, session->arena, session->arena_bytes);
     free(session);
 }
 
@@ -117,6 +109,8 @@ int coil_session_open_in(const coil_model *model, void *memory, uint64_t bytes, 
         return coil_fail(COIL_ARGUMENT, "coil_session_open_in needs a model, memory aligned to %d bytes and a place for "
                          "the session", ALIGNMENT);
     *session = NULL;
+    int code = coil_device_accepts_memory();
+    if (code) return code;
     region room = {0};
     place_alone(&room);
     if (bytes < room.used)
@@ -131,8 +125,12 @@ int coil_session_open_in(const coil_model *model, void *memory, uint64_t bytes, 
 }
 
 uint64_t coil_session_memory(const coil_session *session) {
-    return session ? session->arena_bytes + session->pool.scratch_capacity * (size_t)session->pool.threads : 0;
+    if (!session) return 0;
+    uint64_t scratch = session->pool.scratch_capacity * (uint64_t)session->pool.threads;
+    return session->arena_bytes + scratch + coil_queue_memory(session->queue);
 }
+
+queue *coil_session_queue(const coil_session *session) { return session->queue; }
 
 /* Binding. */
 
@@ -210,21 +208,38 @@ static void fill_args(const coil_session *session, binding *binding, const plan_
     }
 }
 
+static void drop_arena(coil_session *session) {
+    coil_queue_forget(session->queue);
+    coil_device_free(session->model->device, session->arena, session->arena_bytes);
+    session->arena = NULL, session->arena_bytes = 0;
+}
+
+/* Beside the old arena or, where there is no room for both, in its place. When that fails too, the old one comes back. */
+static int exchange_arena(coil_session *session, size_t bytes) {
+    device *device = session->model->device;
+    void *arena;
+    size_t before = session->arena_bytes, reserved = bytes;
+    int code = coil_device_allocate(device, bytes, false, "the arena", &arena), again = code;
+    drop_arena(session);
+    if (again) again = code = coil_device_allocate(device, bytes, false, "the arena", &arena);
+    if (again && before) again = coil_device_allocate(device, reserved = before, false, "the arena", &arena);
+    if (!again) session->arena = arena, session->arena_bytes = reserved;
+    return code;
+}
+
 /* A larger arena moves; nothing in it outlives a run, so only the addresses of bound entries are renewed. */
 static int grow_arena(coil_session *session, size_t bytes) {
     if (bytes <= session->arena_bytes) return COIL_OK;
     if (session->given)
         return coil_fail(COIL_MEMORY, "the arena takes %zu bytes, the session's memory has room for %zu", bytes,
                          session->arena_bytes);
-    coil_unmap(session->arena, session->arena_bytes);
-    session->arena = coil_map(bytes);
-    session->arena_bytes = session->arena ? bytes : 0;
+    int code = exchange_arena(session, bytes);
     for (int32_t i = 0; i < coil_plan.description.entry_count; i++) {
         binding *binding = &session->bindings[i];
         binding->bound = binding->bound && session->arena;
         if (binding->bound) fill_args(session, binding, &coil_plan.entries[i]);
     }
-    return session->arena ? COIL_OK : coil_fail(COIL_MEMORY, "could not reserve an arena of %zu bytes", bytes);
+    return code;
 }
 
 static int solve_symbols(const coil_entry *entry, const int64_t *const *dims, int64_t *symbols) {
@@ -257,22 +272,47 @@ static int check_dims(const binding *binding, int32_t entry, const int64_t *cons
     return COIL_OK;
 }
 
-/* One of `symbols` and `dims` is given. */
-static int bind(coil_session *session, int32_t entry, const int64_t *symbols, const int64_t *const *dims) {
+static void size_operands(binding *binding, int32_t entry) {
+    for (int32_t i = 0, inputs = entry_of(entry)->input_count; i < binding->job.operand_count; i++) {
+        plan_arg arg = i < inputs ? (plan_arg){PLAN_INPUT, i} : (plan_arg){PLAN_OUTPUT, i - inputs};
+        binding->job.operands[i].bytes = coil_room_of(entry, arg, binding->quantities);
+    }
+}
+
+/* Everything that depends on the symbols; the entry is bound when this succeeds. */
+static int settle(coil_session *session, int32_t entry, const int64_t *symbols, const int64_t *const *dims) {
     binding *binding = &session->bindings[entry];
     size_t arena_bytes = 0;
-    int code = dims ? solve_symbols(entry_of(entry), dims, binding->symbols) : COIL_OK;
-    if (!code) code = check_symbols(entry_of(entry), dims ? binding->symbols : symbols);
-    if (code) return code;
     binding->bound = false;
-    code = coil_evaluate(entry, dims ? binding->symbols : symbols, binding->quantities);
+    int code = coil_evaluate(entry, symbols, binding->quantities);
     if (!code) code = place_slots(entry, binding->quantities, binding->offsets, &arena_bytes);
     if (!code && dims) code = check_dims(binding, entry, dims);
     if (!code) code = grow_arena(session, arena_bytes);
     if (code) return code;
     fill_args(session, binding, &coil_plan.entries[entry]);
+    size_operands(binding, entry);
     binding->bound = true;
     return COIL_OK;
+}
+
+/* As it was bound before; this does not fail. */
+static int restore(coil_session *session, int32_t entry, int code) {
+    (void)settle(session, entry, session->bindings[entry].symbols, NULL);
+    return code;
+}
+
+/* One of `symbols` and `dims` is given. A failure leaves what was bound. */
+static int bind(coil_session *session, int32_t entry, const int64_t *symbols, const int64_t *const *dims) {
+    binding *binding = &session->bindings[entry];
+    size_t bytes = (size_t)entry_of(entry)->symbol_count * sizeof *symbols;
+    bool before = binding->bound;
+    if (!dims && symbols && bytes) memcpy(binding->wanted, symbols, bytes);
+    int code = dims ? solve_symbols(entry_of(entry), dims, binding->wanted) : COIL_OK;
+    if (!code) code = check_symbols(entry_of(entry), dims || symbols ? binding->wanted : NULL);
+    if (code) return code;
+    code = settle(session, entry, binding->wanted, dims);
+    if (!code) memcpy(binding->symbols, binding->wanted, bytes);
+    return code && before ? restore(session, entry, code) : code;
 }
 
 static int bind_alone(coil_session *session, int32_t entry, const int64_t *symbols, const int64_t *const *dims) {
@@ -283,7 +323,7 @@ static int bind_alone(coil_session *session, int32_t entry, const int64_t *symbo
 }
 
 int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbols) {
-    int code = check_entry(session, entry);
+    int code = coil_check_entry(session, entry);
     return code ? code : bind_alone(session, entry, symbols, NULL);
 }
 
@@ -294,7 +334,7 @@ static bool takes_state(const coil_entry *entry, int32_t input) {
 }
 
 int coil_session_bind_shapes(coil_session *session, int32_t entry, const int64_t *const *dims) {
-    int code = check_entry(session, entry);
+    int code = coil_check_entry(session, entry);
     if (code) return code;
     const coil_entry *info = entry_of(entry);
     for (int32_t i = 0; i < info->input_count; i++)
@@ -304,7 +344,7 @@ int coil_session_bind_shapes(coil_session *session, int32_t entry, const int64_t
 }
 
 int coil_session_dims(const coil_session *session, int32_t entry, int output, int32_t index, int64_t *dims) {
-    int code = check_entry(session, entry);
+    int code = coil_check_entry(session, entry);
     if (code) return code;
     const coil_entry *info = entry_of(entry);
     const binding *binding = &session->bindings[entry];
@@ -320,77 +360,4 @@ int coil_session_dims(const coil_session *session, int32_t entry, int output, in
 
 const int64_t *coil_session_quantities(const coil_session *session, int32_t entry) {
     return session->bindings[entry].bound ? session->bindings[entry].quantities : NULL;
-}
-
-/* Running. */
-
-static int patch_args(binding *binding, const coil_entry *entry, const void *const *inputs, void *const *outputs) {
-    for (int32_t i = 0; i < binding->patch_count; i++) {
-        patch patch = binding->patches[i];
-        const void *pointer = patch.output ? (outputs ? outputs[patch.index] : NULL) : (inputs ? inputs[patch.index] : NULL);
-        if (!pointer)
-            return coil_fail(COIL_ARGUMENT, "%s '%s' of entry '%s' is NULL", patch.output ? "output" : "input",
-                             (patch.output ? entry->outputs : entry->inputs)[patch.index].name, entry->name);
-        binding->args[patch.arg].value.pointer = pointer;
-    }
-    return COIL_OK;
-}
-
-static int execute(coil_session *session, const plan_call *call, const kernel_arg *args) {
-    kernel_arg ignored = {0};
-    if (!call->kernel) {
-        void *to = (void *)(uintptr_t)args[1].value.pointer;
-        if (to != args[0].value.pointer) memcpy(to, args[0].value.pointer, (size_t)args[2].value.integer);
-        return COIL_OK;
-    }
-    if (!call->kernel(NULL, args, call->count, &ignored)) return COIL_OK;
-    const pool *pool = &session->pool;
-    return coil_fail(COIL_KERNEL, "kernel %s failed: %s", call->name,
-                     atomic_load(&pool->has_message) ? pool->message : "no reason given");
-}
-
-static int observe(binding *binding, const plan_call *call, int32_t index, coil_trace callback, void *user) {
-    for (int32_t i = 0; i < call->results; i++)
-        binding->results[i] = binding->args[call->first + call->result + i].value.pointer;
-    if (!callback(user, index, binding->results, call->results)) return COIL_OK;
-    return coil_fail(COIL_STOPPED, "the trace callback stopped after call %d", index);
-}
-
-static int run(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs,
-               coil_trace callback, void *user) {
-    const coil_entry *info = entry_of(entry);
-    binding *binding = &session->bindings[entry];
-    if (!binding->bound) return coil_fail(COIL_UNBOUND, "entry '%s' is not bound", info->name);
-    int code = patch_args(binding, info, inputs, outputs);
-    worker *outer = coil_worker, *self = session->pool.workers;
-    coil_worker = self;
-    coil_pool_begin(&session->pool);
-    for (int32_t i = 0; i < info->call_count && !code; i++) {
-        const plan_call *call = &coil_plan.entries[entry].calls[i];
-        self->used = 0;
-        code = execute(session, call, binding->args + call->first);
-        if (!code && callback) code = observe(binding, call, i, callback, user);
-    }
-    coil_worker = outer;
-    return code;
-}
-
-static int run_alone(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs,
-                     coil_trace callback, void *user) {
-    int code = check_entry(session, entry);
-    if (code) return code;
-    if (atomic_exchange(&session->busy, true)) return coil_fail(COIL_BUSY, "another thread is using the session");
-    code = run(session, entry, inputs, outputs, callback, user);
-    atomic_store(&session->busy, false);
-    return code;
-}
-
-int coil_session_run(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs) {
-    return run_alone(session, entry, inputs, outputs, NULL, NULL);
-}
-
-int coil_session_trace(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs,
-                       coil_trace callback, void *user) {
-    if (!callback) return coil_fail(COIL_ARGUMENT, "coil_session_trace needs a callback");
-    return run_alone(session, entry, inputs, outputs, callback, user);
 }

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import model
 
 import coilc.runtime
+from coilc.codegen.link import runtime_sources
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -47,7 +48,7 @@ def _works(command: tuple[str, ...]) -> bool:
 def build(target: str, folder: Path, command: tuple[str, ...], *extra: str) -> Path:
     """Compile one target into ``folder``, where the plan is written too."""
     model.write(folder)
-    runtime = [path for path in sorted(NATIVE.glob("*.c")) if path.name != "memory.c"]  # fuzz.c has its own
+    runtime = [path for path in runtime_sources("cpu") if path.name != "memory.c"]  # fuzz.c has its own
     sources = [HERE / f"target_{target}.c", HERE / "fuzz.c", *runtime]
     sources += [HERE / "kernels.c"] if target == "plan" else [HERE / "kernels.c", folder / "plan.c"]
     sources += [DEVICE / _DEVICE[target]] if target in _DEVICE else []

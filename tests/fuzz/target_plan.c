@@ -127,7 +127,7 @@ static void use(coil_model *model, stream *from) {
     coil_session *session;
     coil_state *state = NULL;
     if (coil_session_open(model, 1, &session)) return;
-    (void)coil_state_open(1, &state);
+    (void)coil_state_open(model, 1, &state);
     for (int i = 0; i < 3; i++) {
         int32_t entry = (int32_t)(next_byte(from) % fuzz_plan->description.entry_count);
         int64_t symbols[ROWS] = {next_number(from), next_number(from)}, extents[TENSORS][RANK];

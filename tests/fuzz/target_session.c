@@ -126,7 +126,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     stream from = {data, data + size};
     user user = {0};
     REQUIRE(!coil_session_open(model, 1, &user.session));
-    for (int i = 0; i < STATES; i++) REQUIRE(!coil_state_open(1 + i, &user.states[i]));
+    for (int i = 0; i < STATES; i++) REQUIRE(!coil_state_open(model, 1 + i, &user.states[i]));
     while (left(&from)) step(&user, &from);
     for (int i = 0; i < STATES; i++) coil_state_close(user.states[i]);
     coil_session_close(user.session);

@@ -20,13 +20,18 @@ static void run(coil_session *session, coil_state *state, int32_t entry, int64_t
     (void)coil_session_advance(session, entry, state, inputs, outputs);
 }
 
-static coil_session *open_session(void) {
-    static coil_session *session; /* lives as long as the process */
-    if (session) return session;
-    coil_model *model;
+static coil_model *open_model(void) {
+    static coil_model *model; /* lives as long as the process */
+    if (model) return model;
     coil_options options = {.size = sizeof options, .weights_bytes = coil_describe()->weights_bytes};
     options.weights = make_weights(options.weights_bytes);
-    REQUIRE(!coil_open(&options, &model) && !coil_session_open(model, 1, &session));
+    REQUIRE(!coil_open(&options, &model));
+    return model;
+}
+
+static coil_session *open_session(void) {
+    static coil_session *session;
+    if (!session) REQUIRE(!coil_session_open(open_model(), 1, &session));
     return session;
 }
 
@@ -36,7 +41,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     uint8_t *before, *after, *copy = malloc(size);
     memcpy(copy, data + 1, size - 1);
     if (data[0] & 1) repair_checksum(copy, size - 1);
-    REQUIRE(!coil_state_open(1 + (data[0] >> 6), &state));
+    REQUIRE(!coil_state_open(open_model(), 1 + (data[0] >> 6), &state));
     if (data[0] & 2) run(open_session(), state, 2, 1);
     uint64_t bytes = save(state, &before);
     int code = coil_state_load(state, copy, size - 1);

@@ -61,7 +61,7 @@ static void open_in(int32_t step, coil_model **model, coil_session **session, co
     if (coil_session_bind(*session, step, &batch) != COIL_MEMORY) exit(5);
     batch = 1;
     check(coil_session_bind(*session, step, &batch));
-    check(coil_state_open_in(1, state_memory, state_bytes, state));
+    check(coil_state_open_in(*model, 1, state_memory, state_bytes, state));
     if (session_memory[session_bytes] != 0xa5 || state_memory[state_bytes] != 0xa5) exit(6);
 }
 
@@ -71,7 +71,7 @@ static void open_usual(int32_t step, coil_model **model, coil_session **session,
     check(coil_open(&options, model));
     check(coil_session_open(*model, 2, session));
     check(coil_session_bind(*session, step, &batch));
-    check(coil_state_open(1, state));
+    check(coil_state_open(*model, 1, state));
 }
 
 int main(int argc, char **argv) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from tvm import tirx
@@ -14,7 +15,7 @@ from coilc.ir import DType, OpDef, ops
 from .elementwise import maximum, minimum
 from .loops import lanes
 from .reader import index
-from .scalar import Expr, bind, compute_dtype
+from .scalar import Expr, allocate, bind, compute_dtype, on_device
 
 
 def _lowest(dtype: DType) -> float:
@@ -51,7 +52,7 @@ class Accumulator:
     @staticmethod
     def open(op: OpDef, dtype: DType, width: int) -> Accumulator:
         """Allocate in the open frame and fill with the neutral element."""
-        buffer = T.alloc_buffer((width,), register_dtype(dtype), scope="global")
+        buffer = allocate((width,), register_dtype(dtype))
         total = Accumulator(op, dtype, width, buffer)
         total.clear()
         return total
@@ -76,6 +77,9 @@ class Accumulator:
         width = self.width
         if width == 1:
             return bind(self._typed(self.buffer[index(0)]))
+        if on_device():
+            step = STEPS[self.op][1]
+            return bind(self._typed(reduce(step, (self.buffer[index(lane)] for lane in range(width)))))
         vector = bind(self.buffer[tirx.Ramp(tirx.const(0, "int32"), tirx.const(1, "int32"), width)])
         while width > 2:
             width //= 2

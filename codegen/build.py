@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import tvm
 import tvm_ffi
 from tvm import tirx
 
-from coilc.ir import Graph
+from coilc.ir import CoilError, Graph
+from coilc.settings import NVCC
 
 from .lower import lower_body
-from .target import Target
-from .tir_passes import build_module
+from .target import Device, Target
+from .tir_passes import build_launchers, build_module
 
 STACK_LIMIT = 1024  # the code generator takes larger local buffers from the runtime's workspace
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel of a device, as the host's code launches it.
+
+    Attributes:
+        name: in the device code.
+        params: how many arguments it takes, pointers and 64-bit integers.
+        tags: what the launcher gives after them, by TVM's names: extents of the grid and of a block, shared memory.
+    """
+
+    name: str
+    params: int
+    tags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -26,10 +46,12 @@ class BuildInfo:
     Attributes:
         scratch_bytes: the most workspace that one task of one kernel holds at a time.
         symbols: kernel name to C symbol.
+        launches: the kernels of the device, if the target has one.
     """
 
     scratch_bytes: int
     symbols: Mapping[str, str]
+    launches: tuple[Launch, ...] = ()
 
 
 def build_object(
@@ -37,8 +59,13 @@ def build_object(
 ) -> BuildInfo:
     """Compile every body under its name into ``path``, a position-independent object.
 
+    A device's code is written beside it, as a ``.fatbin``.
+
     Args:
         progress: called with each kernel's name before it is lowered.
+
+    Raises:
+        CoilError: the compiler of the device is missing, or refuses its input.
     """
     functions: dict[str, tirx.PrimFunc] = {}
     for name, body in kernels.items():
@@ -47,9 +74,52 @@ def build_object(
         functions[name] = lower_body(body, name, target)
     # An empty prefix makes calls into the runtime direct; without it they go through pointers only TVM's loader fills.
     module = tvm.IRModule(functions).with_attr("system_lib_prefix", "")
-    build_module(module, tvm.target.Target(dict(target.tvm))).write_to_file(str(path), "o")
-    scratch = max(map(scratch_bytes, functions.values()), default=0)
-    return BuildInfo(scratch, {name: f"__tvm_ffi_{name}" for name in kernels})
+    described, symbols = tvm.target.Target(dict(target.tvm)), {name: f"__tvm_ffi_{name}" for name in kernels}
+    if target.device is None:
+        build_module(module, described).write_to_file(str(path), "o")
+        return BuildInfo(max(map(scratch_bytes, functions.values()), default=0), symbols)
+    host, device, source = build_launchers(module, described)
+    host.write_to_file(str(path), "o")
+    compile_device_code(source.inspect_source(), target.device, path.with_suffix(".fatbin"))
+    return BuildInfo(0, symbols, tuple(map(_launch, device.functions.values())))
+
+
+def _launch(kernel: tirx.PrimFunc) -> Launch:
+    attrs = kernel.attrs
+    return Launch(str(attrs["global_symbol"]), len(kernel.params), tuple(map(str, attrs["tirx.kernel_launch_params"])))
+
+
+def compile_device_code(source: str, device: Device, path: Path) -> None:
+    """Machine code for a device, and nothing that its driver would have to compile.
+
+    Raises:
+        CoilError: nvcc is missing or refuses the source.
+    """
+    compiler = shlex.split(NVCC.get()) or [shutil.which("nvcc") or "nvcc"]
+    virtual = device.arch.replace("sm_", "compute_")
+    with TemporaryDirectory(prefix="coilc-") as folder:
+        (Path(folder) / "kernels.cu").write_text(source)
+        flags = [
+            "-std=c++17",
+            "-O3",
+            "-diag-suppress=177",
+            "--fatbin",
+            "-gencode",
+            f"arch={virtual},code={device.arch}",
+        ]
+        command = [*compiler, *flags, "-o", str(path), str(Path(folder) / "kernels.cu")]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except FileNotFoundError:
+            raise CoilError(
+                f"'{compiler[0]}' was not found: install the CUDA toolkit, whose nvcc compiles kernels for {device.arch}, "
+                "or set COILC_NVCC"
+            ) from None
+    if done.returncode:
+        said = "\n".join((done.stderr or done.stdout).strip().splitlines()[:12])
+        raise CoilError(
+            f"compiling for {device.arch} failed: '{compiler[0]}' ended with code {done.returncode}\n{said}"
+        )
 
 
 def scratch_bytes(function: tirx.PrimFunc) -> int:

@@ -123,7 +123,12 @@ def write_artifact(
         (folder / GRAPH).write_text(text)
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)
-        machine = {"name": target.name, "kind": "cpu", "triple": target.triple, "features": sorted(target.features)}
+        machine = {
+            "name": target.name,
+            "kind": target.kind,
+            "triple": target.triple,
+            "features": sorted(target.features),
+        }
         found = {"options": {}, **(about or {}), "target": machine, "tools": tool_versions()}
         write_manifest(folder, found | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
     return path

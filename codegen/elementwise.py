@@ -10,7 +10,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import Node, UnsupportedError
 
 from . import math
-from .scalar import Expr, bind, const, dtype_name, intrinsic, is_nan, select
+from .scalar import Expr, bind, const, dtype_name, intrinsic, is_nan, on_device, select
 
 
 def evaluate(node: Node, operands: list[Expr]) -> Expr:
@@ -34,7 +34,7 @@ def _negate(x: Expr) -> Expr:
 
 def _absolute(x: Expr) -> Expr:
     if _is_float(x):
-        return intrinsic("llvm.fabs", x)
+        return intrinsic("fabs", x)
     return x if dtype_name(x).startswith("u") else select(x < const(0, x), const(0, x) - x, x)
 
 
@@ -48,14 +48,21 @@ def maximum(x: Expr, y: Expr) -> Expr:
     """The larger one; a NaN wins."""
     if dtype_name(x) == "bool":
         return tirx.Or(x, y)
-    return intrinsic("llvm.maximum", x, y) if _is_float(x) else tirx.max(x, y)
+    return _with_nan("maximum", "fmax", x, y) if _is_float(x) else tirx.max(x, y)
 
 
 def minimum(x: Expr, y: Expr) -> Expr:
     """The smaller one; a NaN wins."""
     if dtype_name(x) == "bool":
         return tirx.And(x, y)
-    return intrinsic("llvm.minimum", x, y) if _is_float(x) else tirx.min(x, y)
+    return _with_nan("minimum", "fmin", x, y) if _is_float(x) else tirx.min(x, y)
+
+
+def _with_nan(name: str, device_name: str, x: Expr, y: Expr) -> Expr:
+    """A comparison in which NaN wins; the function of a device, as C's, prefers the number."""
+    if not on_device():
+        return intrinsic(name, x, y)
+    return select(is_nan(x), x, select(is_nan(y), y, intrinsic(device_name, x, y)))
 
 
 def _not_equal(x: Expr, y: Expr) -> Expr:
@@ -99,7 +106,7 @@ def _multiply(x: Expr, y: Expr) -> Expr:
         return tirx.And(x, y)
     zero = next((v for v in (x, y) if isinstance(v, tirx.FloatImm) and v.value == 0.0), None)
     if zero is not None:  # the builder would fold NaN * 0 to 0
-        return intrinsic("llvm.fma", x, y, const(-0.0, x))
+        return intrinsic("fma", x, y, const(-0.0, x))
     return x * y
 
 
@@ -124,7 +131,7 @@ def _float_floor_divide(x: Expr, y: Expr) -> Expr:
     quotient = bind((x - rest) / y)
     below = tirx.And(tirx.Not(tirx.EQ(rest, const(0, x))), _xor(rest < const(0, x), y < const(0, y)))
     quotient = bind(select(below, quotient - const(1.0, x), quotient))
-    whole = bind(intrinsic("llvm.floor", quotient))
+    whole = bind(intrinsic("floor", quotient))
     whole = bind(select(quotient - whole > const(0.5, x), whole + const(1.0, x), whole))
     return bind(select(tirx.EQ(y, const(0, y)), x / y, whole))
 
@@ -172,13 +179,13 @@ SCALARS: Mapping[str, Callable[..., Expr]] = {
     "tanh": math.tanh,
     "erf": math.erf,
     "sigmoid": math.sigmoid,
-    "floor": _rounding("llvm.floor"),
-    "ceil": _rounding("llvm.ceil"),
-    "round": _rounding("llvm.roundeven"),
-    "trunc": _rounding("llvm.trunc"),
+    "floor": _rounding("floor"),
+    "ceil": _rounding("ceil"),
+    "round": _rounding("roundeven"),
+    "trunc": _rounding("trunc"),
     "logical_not": lambda x: tirx.Not(_truth(x)),
     "isnan": lambda x: is_nan(x) if _is_float(x) else T.bool(False),
-    "isinf": lambda x: tirx.EQ(intrinsic("llvm.fabs", x), const(float("inf"), x)) if _is_float(x) else T.bool(False),
+    "isinf": lambda x: tirx.EQ(intrinsic("fabs", x), const(float("inf"), x)) if _is_float(x) else T.bool(False),
     "bitwise_not": _bits(tirx.Not, tirx.bitwise_not),
     "add": _add,
     "sub": lambda x, y: x - y,

@@ -14,7 +14,7 @@ from coilc.ir.dims import Dim
 
 from .plan import kernel_symbols
 from .reader import Indices, Reader, index, store_element
-from .scalar import Expr, storage_dtype
+from .scalar import Expr, code_of, storage_dtype
 from .target import Target
 
 
@@ -43,7 +43,7 @@ class Kernel:
 
 def build_kernel(body: Graph, name: str, target: Target, emit: Callable[[Kernel], None]) -> tirx.PrimFunc:
     """The PrimFunc ``name``: pointers to the inputs, to the outputs, then the symbols by name; ``emit`` writes the loops."""
-    with IRBuilder() as builder:
+    with IRBuilder() as builder, code_of(device=target.device is not None):
         with T.prim_func(s_tir=True):
             T.func_name(name)
             inputs = [_pointer(f"x{i}", v.type.dtype) for i, v in enumerate(body.inputs)]
@@ -52,7 +52,7 @@ def build_kernel(body: Graph, name: str, target: Target, emit: Callable[[Kernel]
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
             reader = Reader(body, {}, dims)
             # Without a device the lowering of parallel loops fails.
-            with T.attr("default", "device_id", 0), T.attr("default", "device_type", 1):
+            with T.attr("default", "device_id", 0), T.attr("default", "device_type", target.device_type):
                 for value, data in zip(body.inputs, inputs, strict=True):
                     size = [reader.dim(value.type.size)]
                     reader.buffers[value] = T.decl_buffer(size, storage_dtype(value.type.dtype), data=data)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
@@ -13,20 +14,26 @@ from coilc.ir.dims import Dim
 
 from .kernel import Kernel
 from .reader import index
-from .scalar import Expr, inside_loop, vector
+from .scalar import Expr, inside_loop, on_device, vector
 
+BLOCK = 128  # threads of a device that start together, where nothing asks for more
 PARALLEL_WORK = 16384  # elements; a launch takes about a microsecond, in which one core does as many simple ones
 
 
 def for_each_task(k: Kernel, count: Dim, work: Dim, body: Callable[[Expr], None]) -> None:
     """Run ``body`` for 0 <= task < count, over threads when ``work`` elements are worth it.
 
-    Where that depends on a symbol the loop is written twice. Inside another loop it is serial.
+    Where that depends on a symbol the loop is written twice. Inside another loop it is serial. On a device every task is a
+    thread.
     """
+    extent = k.extent(count)
+    if on_device() and not inside_loop():
+        with launch(extent) as task:
+            body(task)
+        return
     if count == 1:
         body(index(0))
         return
-    extent = k.extent(count)
     low, high = d.bounds(work, {})
     if inside_loop() or (high is not None and high < PARALLEL_WORK):
         _loop(T.serial, extent, body)
@@ -40,13 +47,35 @@ def for_each_task(k: Kernel, count: Dim, work: Dim, body: Callable[[Expr], None]
                 _loop(T.serial, extent, body)
 
 
+@contextmanager
+def launch(tasks: Expr) -> Iterator[Expr]:
+    """A kernel of a device with one thread per task."""
+    blocks = tirx.truncdiv(tasks + index(BLOCK - 1), index(BLOCK))
+    with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", index(BLOCK)) as thread:
+        task = T.Bind(block * index(BLOCK) + thread)
+        with T.If(task < tasks), T.Then():
+            yield task
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Code that one thread runs, outside of all loops over tasks."""
+    if not on_device() or inside_loop():
+        yield
+        return
+    with launch(index(1)):
+        yield
+
+
 def _loop(kind: Callable[..., object], extent: Expr, body: Callable[[Expr], None]) -> None:
     with kind(index(0), extent) as i:  # type: ignore[attr-defined]
         body(i)
 
 
 def lane_count(k: Kernel, vectors: int) -> int:
-    """Lanes of a vector loop: several registers of the widest type that the body computes with."""
+    """Lanes of a vector loop: several registers of the widest type that the body computes with; a device has none."""
+    if on_device():
+        return 1
     wide = any(type_.dtype.bits == 64 for node in k.body.nodes if node.inputs for type_ in node.types)
     return vectors * k.target.lanes(64 if wide else 32)
 
@@ -82,6 +111,8 @@ def blocks(span: Span, width: int, body: Block, *, overlap: bool = False) -> Non
             Otherwise the tail is made of narrower vectors, or of single elements where the extent is a symbol.
     """
     known = span.extent if isinstance(span.extent, int) and span.whole else None
+    if known == 0:
+        return
     if known is None or known >= 2 * width:
         with T.serial(index(0), tirx.truncdiv(span.stop - span.start, index(width))) as i:
             body(span.start + i * index(width), width)

@@ -5,7 +5,8 @@ relative over the whole range of fp32, infinities and NaN are right, and subnorm
 ``tests/codegen/test_math_sweep.py`` goes through all exponents; the largest relative errors that it finds in normal results
 are exp 2.3e-7, expm1 1.3e-7, log 0.8e-7, log1p 1.4e-7, sigmoid 2.6e-7, softplus 2.7e-7, tanh 1.7e-7;
 silu, as a product with a sigmoid, 2.9e-7, and zero where that is flushed: below -87.3, where it is smaller than 1.1e-36.
-fp64 goes through LLVM's intrinsics, most of which call libm once per lane.
+fp64 goes through LLVM's intrinsics, most of which call libm once per lane. On a device, whose threads are scalar, the
+functions of its own library are used.
 
 Two rules keep the arithmetic as written: never build with fast-math, and hide a rounding trick such as ``(t + M) - M``
 behind ``opaque``, because TIR's simplifier treats floats as reals. Polynomials are minimax fits in the relative error,
@@ -21,7 +22,7 @@ from math import inf, log, pi
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .scalar import Expr, bind, const, dtype_name, intrinsic, is_nan, select
+from .scalar import Expr, bind, const, dtype_name, intrinsic, is_nan, on_device, reinterpret, select
 
 EXP2 = (1.327647166e-03, 9.675541471e-03, 5.550713276e-02, 2.402211972e-01, 6.931469671e-01, 1.000000072e00)
 EXP2_WIDE = (1.015076578e-07, 1.325944812e-06, 1.525298225e-05, 1.540343471e-04, 1.333355762e-03, 9.618129192e-03,
@@ -64,34 +65,39 @@ def polynomial(coefficients: Sequence[float], x: Expr) -> Expr:
 
 def bits(x: Expr) -> Expr:
     """The representation of a float as a signed integer of the same width."""
-    return T.reinterpret("int32" if dtype_name(x) == "float32" else "int64", x)
+    return reinterpret("int32" if dtype_name(x) == "float32" else "int64", x)
 
 
 def opaque(x: Expr) -> Expr:
     """The same float, through a round trip that the simplifier does not see through."""
-    return T.reinterpret(dtype_name(x), bits(x))
+    return reinterpret(dtype_name(x), bits(x))
 
 
 def copy_sign(magnitude: Expr, sign: Expr) -> Expr:
     """``magnitude`` (not negative) with the sign bit of ``sign``."""
     mask = tirx.const(-(2**31) if dtype_name(sign) == "float32" else -(2**63), bits(sign).ty.dtype)
-    return T.reinterpret(dtype_name(sign), tirx.bitwise_or(bits(magnitude), tirx.bitwise_and(bits(sign), mask)))
+    return reinterpret(dtype_name(sign), tirx.bitwise_or(bits(magnitude), tirx.bitwise_and(bits(sign), mask)))
 
 
 def absolute(x: Expr) -> Expr:
-    return bind(intrinsic("llvm.fabs", x))
+    return bind(intrinsic("fabs", x))
 
 
 def square_root(x: Expr) -> Expr:
-    return bind(intrinsic("llvm.sqrt", x))
+    return bind(intrinsic("sqrt", x))
 
 
 def _fma(a: Expr, b: Expr, c: Expr) -> Expr:
-    return bind(intrinsic("llvm.fma", a, b, c))
+    return bind(intrinsic("fma", a, b, c))
 
 
 def _wide(x: Expr) -> bool:
     return dtype_name(x) == "float64"
+
+
+def _has_function(x: Expr) -> bool:
+    """Whether the target's own function is better than a polynomial: in fp64, and on devices, which have fast ones."""
+    return _wide(x) or on_device()
 
 
 # --- exponentials -----------------------------------------------------------------------------------------------------
@@ -99,13 +105,13 @@ def _wide(x: Expr) -> bool:
 
 def _scaled(p: Expr, shifted: Expr) -> Expr:
     """``p * 2**n``, n being in the low bits of ``shifted``: an addition to the exponent field."""
-    return bind(T.reinterpret("float32", bits(p) + tirx.shift_left(bits(shifted), tirx.const(23, "int32"))))
+    return bind(reinterpret("float32", bits(p) + tirx.shift_left(bits(shifted), tirx.const(23, "int32"))))
 
 
 def _power_of_two(shifted: Expr) -> Expr:
     """``2**n`` for n <= 127, n being in the low bits of ``shifted``."""
     exponent = tirx.shift_left(bits(shifted), tirx.const(23, "int32"))
-    return bind(T.reinterpret("float32", exponent + tirx.const(0x3F800000, "int32")))
+    return bind(reinterpret("float32", exponent + tirx.const(0x3F800000, "int32")))
 
 
 def _split(t: Expr) -> tuple[Expr, Expr]:
@@ -116,8 +122,8 @@ def _split(t: Expr) -> tuple[Expr, Expr]:
 
 def exp2(t: Expr) -> Expr:
     """2**t; zero below 2**-126."""
-    if _wide(t):
-        return bind(intrinsic("llvm.exp2", t))
+    if _has_function(t):
+        return bind(intrinsic("exp2", t))
     result = exp2_in_range(t)
     return bind(select(t >= const(128.0, t), const(inf, t), select(t < const(-126.0, t), const(0.0, t), result)))
 
@@ -130,8 +136,8 @@ def exp2_in_range(t: Expr) -> Expr:
 
 def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
     """e**x; ``nonpositive`` promises that x <= 0 and saves the test for overflow."""
-    if _wide(x):
-        return bind(intrinsic("llvm.exp", x))
+    if _has_function(x):
+        return bind(intrinsic("exp", x))
     whole, shifted = _split(x * const(LOG2_E, x))
     rest = _fma(x, const(LOG2_E_LOW, x), _fma(x, const(LOG2_E, x), -whole))
     p = polynomial(EXP2, rest)
@@ -144,6 +150,8 @@ def exp(x: Expr, *, nonpositive: bool = False) -> Expr:
 
 def expm1(x: Expr) -> Expr:
     """e**x - 1 without cancellation near zero."""
+    if on_device():
+        return bind(intrinsic("expm1", x))
     if _wide(x):
         return _expm1_wide(x)
     whole, shifted = _split(x * const(LOG2_E, x))
@@ -176,8 +184,8 @@ def silu(x: Expr) -> Expr:
 
 def tanh(x: Expr) -> Expr:
     """Through expm1, so that it is accurate near zero."""
-    if _wide(x):
-        return bind(intrinsic("llvm.tanh", x))
+    if _has_function(x):
+        return bind(intrinsic("tanh", x))
     magnitude = absolute(x)
     doubled = bind(select(magnitude > const(10.0, x), const(20.0, x), magnitude + magnitude))
     e = expm1(doubled)
@@ -192,7 +200,7 @@ def _exponent_and_mantissa(x: Expr) -> tuple[Expr, Expr]:
     tiny = bind(select(x < const(1.17549435e-38, x), const(1.0, x), const(0.0, x)))
     scaled = bind(bits(bind(x * (const(1.0, x) + tiny * const(2.0**24 - 1, x)))))
     exponent = bind(tirx.shift_right(scaled - tirx.const(0x3F3504F3, "int32"), tirx.const(23, "int32")))
-    mantissa = T.reinterpret("float32", scaled - tirx.shift_left(exponent, tirx.const(23, "int32")))
+    mantissa = reinterpret("float32", scaled - tirx.shift_left(exponent, tirx.const(23, "int32")))
     return bind(exponent - T.Cast("int32", tiny) * tirx.const(24, "int32")), bind(mantissa)
 
 
@@ -213,11 +221,13 @@ def _log_positive(x: Expr) -> Expr:
 
 def natural_log(x: Expr) -> Expr:
     """log(x): -inf at 0, NaN below."""
-    return bind(intrinsic("llvm.log", x)) if _wide(x) else _log_domain(x, _log_positive(x))
+    return bind(intrinsic("log", x)) if _has_function(x) else _log_domain(x, _log_positive(x))
 
 
 def log1p(x: Expr) -> Expr:
     """log(1 + x); what the addition rounds away is put back to first order."""
+    if on_device():
+        return bind(intrinsic("log1p", x))
     u = bind(x + const(1.0, x))
     lost = bind(x - (opaque(u) - const(1.0, x)))
     result = _log_domain(u, bind((natural_log(u) if _wide(x) else _log_positive(u)) + lost / u))
@@ -232,10 +242,10 @@ def softplus(x: Expr) -> Expr:
 
 def power(x: Expr, y: Expr) -> Expr:
     """x**y by C's rules. fp32 goes through fp64, in which the product y*log2(x) keeps enough bits."""
-    if _wide(x):
-        return bind(intrinsic("llvm.pow", x, y))
-    simple = _constant_power(x, y)
-    return bind(simple) if simple is not None else _power(x, y)
+    simple = None if _wide(x) else _constant_power(x, y)
+    if simple is not None:
+        return bind(simple)
+    return bind(intrinsic("pow", x, y)) if _has_function(x) else _power(x, y)
 
 
 def _constant_power(x: Expr, y: Expr) -> Expr | None:
@@ -260,10 +270,10 @@ def _power(x: Expr, y: Expr) -> Expr:
     t = bind(tirx.max(tirx.min(t, const(1000.0, t)), const(-1000.0, t)))
     shifted = bind(t + const(ROUND_WIDE, t))
     p = polynomial(EXP2_WIDE, bind(t - (opaque(shifted) - const(ROUND_WIDE, t))))
-    raised = T.reinterpret("float64", bits(p) + tirx.shift_left(bits(shifted), tirx.const(52, "int64")))
+    raised = reinterpret("float64", bits(p) + tirx.shift_left(bits(shifted), tirx.const(52, "int64")))
     result = bind(T.Cast("float32", bind(raised)))
-    whole = bind(intrinsic("llvm.trunc", y))
-    half = bind(intrinsic("llvm.trunc", y * const(0.5, y)) * const(2.0, y))
+    whole = bind(intrinsic("trunc", y))
+    half = bind(intrinsic("trunc", y * const(0.5, y)) * const(2.0, y))
     odd = tirx.And(tirx.EQ(whole, y), tirx.Not(tirx.EQ(half, whole)))
     negative = bind(bits(x) < tirx.const(0, "int32"))
     undefined = tirx.And(x < const(0.0, x), tirx.And(tirx.Not(tirx.EQ(whole, y)), magnitude < const(inf, x)))
@@ -292,6 +302,8 @@ def _log2_wide(x: Expr) -> Expr:
 
 def erf(x: Expr) -> Expr:
     """Error function: a polynomial near zero, 1 - e**-polynomial beyond."""
+    if on_device():
+        return bind(intrinsic("erf", x))
     if _wide(x):
         return _erf_wide(x)
     magnitude = absolute(x)
@@ -328,21 +340,21 @@ def _sine_of_quadrant(r: Expr, q: Expr) -> Expr:
 
 
 def sin(x: Expr) -> Expr:
-    if _wide(x):
-        return bind(intrinsic("llvm.sin", x))
+    if _has_function(x):
+        return bind(intrinsic("sin", x))
     return _sine_of_quadrant(*_quadrant(x))
 
 
 def cos(x: Expr) -> Expr:
-    if _wide(x):
-        return bind(intrinsic("llvm.cos", x))
+    if _has_function(x):
+        return bind(intrinsic("cos", x))
     r, q = _quadrant(x)
     return _sine_of_quadrant(r, bind(q + tirx.const(1, "int32")))
 
 
 def tan(x: Expr) -> Expr:
-    if _wide(x):
-        return bind(intrinsic("llvm.tan", x))
+    if _has_function(x):
+        return bind(intrinsic("tan", x))
     r, q = _quadrant(x)
     return bind(_sine_of_quadrant(r, q) / _sine_of_quadrant(r, bind(q + tirx.const(1, "int32"))))
 
@@ -355,15 +367,15 @@ def _atan_of_ratio(small: Expr, large: Expr) -> Expr:
 
 
 def atan(x: Expr) -> Expr:
-    if _wide(x):
-        return bind(intrinsic("llvm.atan", x))
+    if _has_function(x):
+        return bind(intrinsic("atan", x))
     return atan2(x, const(1.0, x))
 
 
 def atan2(y: Expr, x: Expr) -> Expr:
     """The angle of the point (x, y), in [-pi, pi]."""
-    if _wide(x):
-        return bind(intrinsic("llvm.atan2", y, x))
+    if _has_function(x):
+        return bind(intrinsic("atan2", y, x))
     across, up = absolute(x), absolute(y)
     steep = bind(up > across)
     angle = _atan_of_ratio(bind(select(steep, across, up)), bind(select(steep, up, across)))
@@ -379,10 +391,12 @@ def remainder(x: Expr, y: Expr) -> Expr:
     Multiples of y * 2**s are taken off for falling s. Each quotient has at most 50 bits, and what remains has no more bits
     than the operands, so that one fused multiply-add gives it exactly.
     """
+    if on_device():
+        return bind(intrinsic("fmod", x, y))
     rest, divisor = (bind(T.Cast("float64", absolute(v))) for v in (x, y))
     for shift in range(250, -1, -50):
         part = bind(divisor * const(2.0**shift, divisor))
-        times = bind(intrinsic("llvm.trunc", rest / part))
+        times = bind(intrinsic("trunc", rest / part))
         less = _fma(-times, part, rest)
         less = bind(select(less < const(0.0, less), less + part, less))
         rest = bind(select(times > const(0.0, less), less, rest))

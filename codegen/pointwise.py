@@ -15,7 +15,7 @@ from coilc.ir.opdef import ELEMENTWISE
 from .kernel import Kernel
 from .loops import Span, for_each_task, lane_count, vector_loop, whole_axis
 from .reader import index
-from .scalar import Expr
+from .scalar import Expr, on_device
 
 CHUNK = 4096  # elements of the innermost axis that one task works on
 
@@ -26,7 +26,9 @@ def emit_pointwise(k: Kernel) -> None:
     *outer, inner = dims or (1,)
     width = lane_count(k, vectors=2)
     across = transposed_axis(k.body)
-    if across is not None:
+    if on_device():
+        for_each_task(k, d.size(dims), d.size(dims), lambda position: _store(k, k.reader.unravel(position, dims)))
+    elif across is not None:
         _emit_tiles(k, across, width // 2)
     elif outer and isinstance(inner, int) and inner < width:  # lanes over the whole output instead
         _emit(k, (), d.size(dims), width, lambda _, position: k.reader.unravel(position, dims))

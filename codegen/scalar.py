@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import tvm
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
-from tvm.tirx.script.builder.frame import ForFrame, WhileFrame
+from tvm.tirx.script.builder.frame import ForFrame, LaunchThreadFrame, WhileFrame
 
 from coilc.ir import DType
 
@@ -48,14 +49,47 @@ def constant(value: bool | float, dtype: DType) -> Expr:
     return tirx.const(float(value) if dtype.is_float else int(value), name)
 
 
+# --- whose code is being written ----------------------------------------------------------------------------------------
+
+_device: ContextVar[bool] = ContextVar("device", default=False)
+
+
+@contextmanager
+def code_of(device: bool) -> Iterator[None]:
+    """What is written inside runs on the processor, or on a device whose threads are scalar."""
+    token = _device.set(device)
+    try:
+        yield
+    finally:
+        _device.reset(token)
+
+
+def on_device() -> bool:
+    """Whether scalar threads of a device run the code being written."""
+    return _device.get()
+
+
+def allocate(shape: Sequence[int], dtype: str) -> tirx.Buffer:
+    """Memory of the thread that runs the code: registers when every index is constant, else its stack.
+
+    On a processor the scope is "global", because TVM takes every "local" buffer from the workspace; above 1 KB it takes
+    these too.
+    """
+    return T.alloc_buffer(tuple(shape), dtype, scope="local" if on_device() else "global")
+
+
 _open_vectors: list[tuple[Expr, int]] = []  # the lane variables and widths of the vector loops being written
 
 
 @contextmanager
 def vector(width: int) -> Iterator[Expr]:
-    """A loop over vector lanes, ``for lane in range(width)``; the width is a power of two."""
+    """A loop over vector lanes, ``for lane in range(width)``; the width is a power of two. Device threads write it out."""
     if width == 1:
         yield tirx.IntImm("int64", 0)
+        return
+    if on_device():
+        with T.unroll(tirx.IntImm("int64", 0), tirx.IntImm("int64", width)) as lane:
+            yield lane
         return
     with T.vectorized(tirx.IntImm("int64", 0), tirx.IntImm("int64", width)) as lane:
         _open_vectors.append((lane, width))
@@ -67,16 +101,15 @@ def vector(width: int) -> Iterator[Expr]:
 
 def inside_loop() -> bool:
     """Whether the code being written is inside a loop: parallel loops must not nest."""
-    return any(isinstance(frame, ForFrame | WhileFrame) for frame in IRBuilder.current().frames)
+    return any(isinstance(frame, ForFrame | WhileFrame | LaunchThreadFrame) for frame in IRBuilder.current().frames)
 
 
 def bind(x: Expr) -> Expr:
     """Evaluate an expression once in the open statement frame, so that uses share it.
 
     TVM's analyzer inlines a ``let`` into every use, which takes time exponential in the depth of the arithmetic. A load is
-    opaque to it, so a value goes through a local of one element per lane, which LLVM keeps in a register; its scope is
-    "global", because TVM takes every "local" buffer from the workspace. Integers, which may be indices, stay visible: a
-    vector access must be recognised as contiguous.
+    opaque to it, so a value goes through a local of one element per lane, which LLVM keeps in a register. Integers, which
+    may be indices, stay visible: a vector access must be recognised as contiguous.
     """
     if isinstance(x, tirx.Var | tirx.IntImm | tirx.FloatImm):
         return x
@@ -84,7 +117,7 @@ def bind(x: Expr) -> Expr:
     if dtype.startswith("int") or "x" in dtype:
         return T.Bind(x)
     lane, width = _open_vectors[-1] if _open_vectors else (0, 1)
-    local = T.alloc_buffer((width,), dtype)
+    local = allocate((width,), dtype)
     T.buffer_store(local, x, [lane])
     return local[lane]
 
@@ -94,9 +127,30 @@ def select(condition: Expr, x: Expr, y: Expr) -> Expr:
     return tirx.Select(condition, x, y)
 
 
+_DEVICE_NAMES = {"roundeven": "rint"}  # where C's name differs from LLVM's
+
+
 def intrinsic(name: str, *operands: Expr) -> Expr:
-    """An LLVM intrinsic on the type of its operands."""
-    return T.call_llvm_pure_intrin(dtype_name(operands[0]), T.llvm_lookup_intrinsic_id(name), *operands)
+    """An LLVM intrinsic on the type of its operands; on a device, the function of C's library with that name."""
+    dtype = dtype_name(operands[0])
+    if on_device():
+        suffix = "f" if dtype == "float32" else ""
+        return tirx.call_pure_extern(dtype, _DEVICE_NAMES.get(name, name) + suffix, *operands)
+    return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(f"llvm.{name}"), *operands)
+
+
+_DEVICE_REINTERPRET = {
+    ("float32", "int32"): "__float_as_int", ("float32", "uint32"): "__float_as_uint", ("int32", "float32"): "__int_as_float",
+    ("uint32", "float32"): "__uint_as_float", ("float64", "int64"): "__double_as_longlong",
+    ("int64", "float64"): "__longlong_as_double",
+}  # fmt: skip
+
+
+def reinterpret(dtype: str, x: Expr) -> Expr:
+    """The same bits as another type of the same width."""
+    if on_device():  # TVM's own form takes the address of the value, which may have none
+        return tirx.call_pure_extern(dtype, _DEVICE_REINTERPRET[dtype_name(x), dtype], x)
+    return T.reinterpret(dtype, x)
 
 
 def is_nan(x: Expr) -> Expr:
@@ -104,7 +158,7 @@ def is_nan(x: Expr) -> Expr:
     kind, low, infinity = (
         ("int64", 2**63 - 1, 0x7FF0000000000000) if dtype_name(x) == "float64" else ("int32", 2**31 - 1, 0x7F800000)
     )
-    return tirx.bitwise_and(T.reinterpret(kind, x), tirx.const(low, kind)) > tirx.const(infinity, kind)
+    return tirx.bitwise_and(reinterpret(kind, x), tirx.const(low, kind)) > tirx.const(infinity, kind)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -113,7 +167,7 @@ def is_nan(x: Expr) -> Expr:
 def decode(x: Expr, dtype: DType) -> Expr:
     """From storage to the compute type."""
     if dtype.name == "bf16":
-        return T.reinterpret("float32", tirx.shift_left(T.Cast("uint32", x), tirx.const(16, "uint32")))
+        return reinterpret("float32", tirx.shift_left(T.Cast("uint32", x), tirx.const(16, "uint32")))
     if dtype.name == "bool":
         return T.Cast("bool", x)
     return T.Cast("float32", x) if dtype.name == "f16" else x
@@ -128,7 +182,7 @@ def encode(x: Expr, dtype: DType) -> Expr:
 
 
 def _round_to_bf16(x: Expr) -> Expr:
-    raw, sixteen = bind(T.reinterpret("uint32", x)), tirx.const(16, "uint32")
+    raw, sixteen = bind(reinterpret("uint32", x)), tirx.const(16, "uint32")
     odd = tirx.bitwise_and(tirx.shift_right(raw, sixteen), tirx.const(1, "uint32"))
     rounded = tirx.shift_right(raw + (odd + tirx.const(0x7FFF, "uint32")), sixteen)
     return T.Cast("uint16", select(is_nan(x), tirx.const(0x7FC0, "uint32"), rounded))

@@ -16,6 +16,7 @@ from typing import Any
 from coilc.ir import CoilError, InputError
 from coilc.passes.cost_model import Machine
 
+_X86_V2 = ("sse4_2", "popcnt")
 _X86_V3 = ("avx2", "fma", "f16c", "bmi2", "movbe")
 _X86_V4 = (*_X86_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
@@ -38,6 +39,32 @@ _CPU_CLAIMS = frozenset(
 
 
 @dataclass(frozen=True)
+class Device:
+    """An accelerator.
+
+    Attributes:
+        kind: the family, which is also TVM's name of it.
+        arch: the compiler's name of the architecture, such as ``sm_90a``.
+        shared_bytes: the memory that the threads of a block can share.
+    """
+
+    kind: str
+    arch: str
+    shared_bytes: int
+
+    @property
+    def tvm(self) -> Mapping[str, Any]:
+        """The compiler's description of the device."""
+        return {
+            "kind": self.kind,
+            "arch": self.arch,
+            "max_threads_per_block": 1024,
+            "max_shared_memory_per_block": self.shared_bytes,
+            "thread_warp_size": 32,
+        }
+
+
+@dataclass(frozen=True)
 class Target:
     """One kind of machine.
 
@@ -51,6 +78,7 @@ class Target:
         cores: how many the cost model of recurrences counts on; a processor's own number, where that is known.
         claims: names of composite ops that this target has a kernel for.
         attributes: LLVM's names of extensions beyond ``cpu``.
+        device: the accelerator that runs the kernels, which this processor only launches; its threads are scalar.
     """
 
     name: str
@@ -62,12 +90,24 @@ class Target:
     cores: int = 4
     claims: frozenset[str] = _CPU_CLAIMS
     attributes: tuple[str, ...] = ()
+    device: Device | None = None
+
+    @property
+    def kind(self) -> str:
+        """What runs the kernels: ``cpu``, or the device's."""
+        return self.device.kind if self.device else "cpu"
 
     @property
     def tvm(self) -> Mapping[str, Any]:
         """The compiler's description of the target."""
         attributes = {"mattr": list(self.attributes)} if self.attributes else {}
-        return {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu} | attributes
+        processor = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu} | attributes
+        return {**self.device.tvm, "host": processor} if self.device else processor
+
+    @property
+    def device_type(self) -> int:
+        """DLPack's number of what runs the kernels."""
+        return {"cpu": 1, "cuda": 2}[self.kind]
 
     @property
     def memory_operands(self) -> bool:
@@ -81,7 +121,18 @@ class Target:
 
     def lanes(self, bits: int) -> int:
         """How many elements of this width one vector holds."""
-        return self.vector_bits // bits
+        return max(1, self.vector_bits // bits)
+
+
+# On a GPU, products of matrices go through its own templates, and attention is products and a softmax.
+_GPU_CLAIMS = _CPU_CLAIMS - {"packed_matmul", "attention"}
+
+
+def _cuda(arch: str, shared_kilobytes: int, multiprocessors: int) -> Target:
+    """A GPU in a machine of the oldest x86-64 level that artifacts run on."""
+    device = Device("cuda", arch, shared_kilobytes * 1024)
+    features = frozenset(_X86_V2)
+    return Target(f"cuda:{arch}", _X86, "x86-64-v2", 32, 64, features, multiprocessors * 4, _GPU_CLAIMS, device=device)
 
 
 _X86, _ARM = "x86_64-linux-gnu", "aarch64-linux-gnu"
@@ -92,6 +143,8 @@ TARGETS: Mapping[str, Target] = {
         Target("x86-64-v3", _X86, "x86-64-v3", 256, 16, frozenset(_X86_V3)),
         Target("x86-64-v4", _X86, "x86-64-v4", 512, 32, frozenset(_X86_V4)),
         _NEON,
+        _cuda("sm_80", 163, 108),
+        _cuda("sm_90a", 227, 132),
     )
 }
 
@@ -158,7 +211,7 @@ def _extended(extensions: frozenset[str]) -> Target:
 def _native() -> Target:
     machine = platform.machine().replace("arm64", "aarch64")
     present = cpu_features()
-    fitting = [t for t in TARGETS.values() if t.triple.startswith(machine) and t.features <= present]
+    fitting = [t for t in TARGETS.values() if not t.device and t.triple.startswith(machine) and t.features <= present]
     if not fitting:
         raise CoilError(f"no target fits this {machine} machine; name one of {', '.join(TARGETS)}")
     if fitting[-1] is _NEON:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import tvm
 import tvm_ffi
-from tvm import tirx
+from tvm import s_tir, tirx
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx import compilation_pipeline
+from tvm.tirx.build import codegen_build, split_host_device_mods
 
 PIPELINE = "coilc"
 WORTH_IT = "coilc.worth_it"  # annotates a parallel loop with the condition under which it is one
@@ -100,9 +101,35 @@ _PASSES = (
 )
 
 
+_DEVICE_PASSES = (
+    tirx.transform.FlattenBuffer(),
+    tirx.transform.VectorizeLoop(True),
+    tirx.transform.UnrollLoop(),
+    tirx.transform.StmtSimplify(),
+    tirx.transform.VerifyMemory(),
+    tirx.transform.AnnotateEntryFunc(),
+    s_tir.transform.ThreadSync("shared"),
+    s_tir.transform.ThreadSync("shared.dyn"),
+    s_tir.transform.MergeSharedMemoryAllocations(),
+    tirx.transform.SplitHostDevice(),
+    tirx.transform.MakePackedAPI(),
+)
+
+
 def build_module(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
     """Machine code of every function of ``module``."""
     return tirx.build(module, target=target, pipeline=PIPELINE)
+
+
+def build_launchers(
+    module: tvm.IRModule, target: tvm.target.Target
+) -> tuple[tvm.runtime.Module, tvm.IRModule, tvm.runtime.Module]:
+    """For a device: the host's functions, which launch; the device's kernels as TIR, and as source."""
+    bound = tirx.transform.BindTarget(target)(module)
+    host, by_target = split_host_device_mods(tvm.transform.Sequential(list(_DEVICE_PASSES))(bound))
+    (device,) = (finalize_device_passes()(kernels) for kernels in by_target.values())
+    host = finalize_host_passes()(host)
+    return codegen_build(host, target.host), device, codegen_build(device, target)
 
 
 @tvm.transform.module_pass(opt_level=0)

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import dims as d
 
 from ..loops import for_each_task
-from ..scalar import Expr, bind, dtype_name
+from ..scalar import Expr, bind, dtype_name, on_device
 from .anchor import Anchor
 from .loops import i64, lanes, local, serial, unrolled, when
 
@@ -156,7 +156,7 @@ def _masked(k: Anchor, tile: Tile, seen: tirx.Buffer, lead: list[Expr], at: Expr
     """Zero outside of the axis."""
     stride, x = k.node.attrs["strides"][-1], k.operands[X]
     buffer = k.kernel.reader.buffers.get(x)
-    vector = stride == 1 and tile.width > 1 and x.type.dtype.is_float
+    vector = stride == 1 and tile.width > 1 and x.type.dtype.is_float and not on_device()
     if vector and buffer is not None and str(buffer.dtype) == str(seen.dtype):
         _masked_vector(tile, seen, buffer[k.kernel.reader.offset([*lead, at], x.dims)], at, extent)
         return

@@ -14,7 +14,8 @@ from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 from coilc.passes.independent_axes import part_in_lanes
 
-from ..scalar import Expr, inside_loop, vector
+from ..loops import launch
+from ..scalar import Expr, allocate, inside_loop, on_device, vector
 from ..tir_passes import ONE_LAUNCH, WORTH_IT
 
 if TYPE_CHECKING:
@@ -47,8 +48,10 @@ def parallel(k: Anchor, extent: Expr | int, work: Dim) -> Any:
     """A loop over independent tasks that do ``work`` operations in all: on the thread pool if that is worth a launch.
 
     Where it depends on a symbol, ``codegen/tir_passes.py`` makes two loops of this one; it makes one loop of those of
-    several anchors. Inside another loop it is serial.
+    several anchors. Inside another loop it is serial. On a device every task is a thread.
     """
+    if on_device() and not inside_loop():
+        return launch(i64(extent))
     work = k.launched * work
     low, high = d.bounds(work, {})
     extent = i64(extent)
@@ -61,12 +64,7 @@ def parallel(k: Anchor, extent: Expr | int, work: Dim) -> Any:
     return T.parallel(i64(0), extent, annotations=notes)
 
 
-def local(shape: Sequence[int], dtype: str) -> tirx.Buffer:
-    """Task-local storage: registers when every index is constant, else the stack, or scratch memory from 1 KB on.
-
-    The scope is "global" because only such buffers can be on the stack; "local" ones always call the workspace allocator.
-    """
-    return T.alloc_buffer(tuple(shape), dtype, scope="global")
+local = allocate  # task-local storage: registers when every index is constant, else the stack, or scratch from 1 KB on
 
 
 @contextmanager
@@ -96,12 +94,12 @@ class Blocks:
     """A static extent cut into equal power-of-two vectors.
 
     The last block is moved back so that it ends at the extent: it overlaps its neighbour instead of needing a tail,
-    which is sound because both compute the same values.
+    which is sound because both compute the same values. On a device they are single elements.
     """
 
     def __init__(self, extent: Dim, widest: int) -> None:
         self.extent = extent
-        self.width = part_in_lanes(extent, widest) if isinstance(extent, int) else 1
+        self.width = part_in_lanes(extent, widest) if isinstance(extent, int) and not on_device() else 1
 
     def count(self, extent: Expr) -> Expr | int:
         return ceildiv(self.extent, self.width) if isinstance(self.extent, int) else extent

@@ -14,7 +14,7 @@ from coilc.ir import dims as d
 from coilc.ir.dims import Dims
 
 from ..elementwise import maximum, minimum
-from ..loops import blocks, for_each_task, lanes, vector_loop, whole_axis
+from ..loops import alone, blocks, for_each_task, lanes, vector_loop, whole_axis
 from ..reader import wrapped
 from ..scalar import Expr, bind, decode
 from .anchor import Anchor
@@ -38,7 +38,8 @@ def emit_scatter(k: Anchor) -> None:
         i = wrapped(k.kernel.reader, k.read(1, *at), k.dims(0)[axis])
         _combine(k, [*at[:axis], i, *at[axis + 1 :]], k.read(2, *at), combine)
 
-    _nest(k, k.dims(1), update)
+    with alone():
+        _nest(k, k.dims(1), update)
 
 
 def emit_index_put(k: Anchor) -> None:
@@ -66,7 +67,8 @@ def emit_index_put(k: Anchor) -> None:
 
         _nest(k, rest[:-1], row)
 
-    _nest(k, places, update)
+    with alone():
+        _nest(k, places, update)
 
 
 def emit_update_slice(k: Anchor) -> None:

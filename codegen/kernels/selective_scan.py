@@ -16,7 +16,7 @@ from coilc.ir import UnsupportedError
 from coilc.ir import dims as d
 
 from ..math import exp2, exp2_in_range, silu, softplus
-from ..scalar import Expr, bind, const, dtype_name, select
+from ..scalar import Expr, bind, const, dtype_name, on_device, select
 from .anchor import Anchor
 from .loops import Blocks, lanes, local, parallel, product, serial, unravel
 
@@ -116,7 +116,7 @@ def _rolled(k: Anchor, states: int) -> Expr | int:
 
 def _decay(t: Expr) -> Expr:
     """2**t, saturated at the ends of the exponent range of fp32: two operations less than exact zero and infinity."""
-    if dtype_name(t) == "float64":
+    if dtype_name(t) == "float64" or on_device():
         return exp2(t)
     t = bind(select(t < const(-126.0, t), const(-126.0, t), t))
     return exp2_in_range(bind(select(t > const(127.9, t), const(127.9, t), t)))

@@ -11,6 +11,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import Value
 from coilc.passes.schedule_steps import Step, schedule_whole
 
+from ..loops import alone
 from ..reader import Reader, store_element
 from ..scalar import decode, storage_dtype
 from .anchor import Anchor
@@ -21,7 +22,8 @@ from .step import Part, Steps
 def emit_while_loop(k: Anchor) -> None:
     """Write the body of the kernel: the last carries."""
     part = Part(k, [{} for _ in k.node.inputs], [{} for _ in k.node.types])
-    Iterations(part, schedule_whole(k.node.attrs["body"]), k.kernel.reader.dims, {}).emit()
+    with alone():
+        Iterations(part, schedule_whole(k.node.attrs["body"]), k.kernel.reader.dims, {}).emit()
 
 
 class Iterations(Steps):

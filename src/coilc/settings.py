@@ -70,11 +70,12 @@ DIFF = Setting("COILC_DIFF", False, _switch, "print what each pass changed, as a
 TRACE = Setting("COILC_TRACE", False, _switch, "print each rewrite rule as it fires, with the node")
 DEBUG = Setting("COILC_DEBUG", False, _switch, "show Python tracebacks on the command line")
 CC = Setting("COILC_CC", "", str, "C compiler that links artifacts; empty means the ziglang package")
+NVCC = Setting("COILC_NVCC", "", str, "compiler of CUDA code; empty means nvcc on the PATH")
 THREADS = Setting(
     "COILC_THREADS", len(os.sched_getaffinity(0)), _count, "threads of a loaded artifact unless the call says"
 )
 CACHE = Setting("COILC_CACHE", _cache_home(), Path, "folder of artifacts that torch.compile(backend='coilc') built")
 
 SETTINGS: tuple[Setting[str] | Setting[bool] | Setting[int] | Setting[Path], ...] = (
-    DUMP, DUMP_DIR, DIFF, TRACE, DEBUG, CC, THREADS, CACHE,
+    DUMP, DUMP_DIR, DIFF, TRACE, DEBUG, CC, NVCC, THREADS, CACHE,
 )  # fmt: skip

@@ -185,7 +185,7 @@ def test_a_large_constant_is_refused() -> None:
         lower_body(body, "k", TARGETS["x86-64-v3"])
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.kind == "cpu"])
 def test_every_target_compiles_the_bodies(target: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp(target) / "kernels.o"
     info = build_object(kernels().bodies, TARGETS[target], path)

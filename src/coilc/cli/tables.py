@@ -119,6 +119,7 @@ def targets_command(json: Json = False) -> None:
     rows = [
         {
             "name": target.name,
+            "kind": target.kind,
             "triple": target.triple,
             "vector_bits": target.vector_bits,
             "runs_here": runs_here(target, features),
@@ -132,7 +133,10 @@ def targets_command(json: Json = False) -> None:
 
 
 def runs_here(target: Any, features: frozenset[str]) -> bool:
-    """Whether this CPU is of the target's kind and has all its features."""
+    """Whether this CPU is of the target's kind and has all its features; a GPU needs its driver's library."""
     import platform
+    from ctypes.util import find_library
 
+    if target.device is not None and find_library(target.device.kind) is None:
+        return False
     return target.triple.split("-")[0] == platform.machine() and set(target.features) <= features

@@ -1,0 +1,52 @@
+"""Kernels for a device: every core op and claimed composite becomes machine code of every GPU architecture."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from laws.test_kernels import CASES, body_of
+from laws.ops import draw
+
+from coilc.codegen.build import Launch, build_object, compile_device_code
+from coilc.codegen.target import TARGETS
+from coilc.ir import CoilError, parse_graph
+
+DEVICES = [name for name, target in TARGETS.items() if target.device is not None]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_kernel_becomes_machine_code(name: str, tmp_path: Path) -> None:
+    target = TARGETS[name]
+    known = [case for case in CASES if case[0].is_core or case[0].name in target.claims]
+    bodies = {f"k{i}": body_of(case, draw(case[1])) for i, case in enumerate(known)}
+    info = build_object(bodies, target, tmp_path / "kernels.o")
+    assert {launch.name.split("_")[0] for launch in info.launches} == set(bodies)
+    assert (tmp_path / "kernels.fatbin").stat().st_size > 1000 * len(bodies)
+
+
+@needs_nvcc
+def test_a_launch_says_what_it_takes(tmp_path: Path) -> None:
+    body = parse_graph("def body(x0: f32[B, 3]):\n    y0: f32[B, 3] = exp(x0)\n    return {'y0': y0}\n")
+    info = build_object({"k": body}, TARGETS["cuda:sm_90a"], tmp_path / "kernels.o")
+    assert info.launches == (Launch("k_kernel", 3, ("blockIdx.x", "threadIdx.x")),)
+
+
+def test_without_a_compiler_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COILC_NVCC", "no-such-nvcc")
+    device = TARGETS["cuda:sm_80"].device
+    assert device is not None
+    with pytest.raises(CoilError, match="'no-such-nvcc' was not found: install the CUDA toolkit, whose nvcc compiles"):
+        compile_device_code("", device, tmp_path / "kernels.fatbin")
+    assert not list(tmp_path.iterdir())
+
+
+@needs_nvcc
+def test_what_the_compiler_refuses_is_shown(tmp_path: Path) -> None:
+    device = TARGETS["cuda:sm_80"].device
+    assert device is not None
+    with pytest.raises(CoilError, match=r"compiling for sm_80 failed: '.*nvcc' ended with code \d+\n.*error"):
+        compile_device_code("no C", device, tmp_path / "kernels.fatbin")

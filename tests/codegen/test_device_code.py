@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from laws.test_kernels import CASES, body_of
 from laws.ops import draw
+from laws.test_kernels import CASES, body_of
 
 from coilc.codegen.build import Launch, build_object, compile_device_code
 from coilc.codegen.target import TARGETS

@@ -26,7 +26,10 @@ def test_a_preset_is_a_processor(preset: Target) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("arm7", "there is no target 'arm7'; known targets: native, x86-64-v3, x86-64-v4, aarch64, cuda:sm_80, cuda:sm_90a, rpi4"),
+        (
+            "arm7",
+            "there is no target 'arm7'; known targets: native, x86-64-v3, x86-64-v4, aarch64, cuda:sm_80, cuda:sm_90a, rpi4",
+        ),
         ("aarch64+sve", r"target 'aarch64\+sve': aarch64 has no extension 'sve'; it has dotprod, fp16, i8mm, bf16"),
         ("aarch64+", r"target 'aarch64\+': aarch64 has no extension ''"),
         ("x86-64-v3+fp16", r"there is no target 'x86-64-v3\+fp16'"),

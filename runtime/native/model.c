@@ -41,10 +41,12 @@ static int map_weights(coil_model *model, const char *path) {
     int code = check_weights(NULL, (uint64_t)status.st_size, path);
     if (!code) {
         void *memory = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_SHARED, file, 0);
-        if (memory == MAP_FAILED)
+        if (memory == MAP_FAILED) {
             code = coil_fail(COIL_MEMORY, "cannot map %s: %s", path, strerror(errno));
-        else
+        } else {
             model->weights = model->mapping = memory, model->mapped_bytes = (size_t)status.st_size;
+            (void)madvise(memory, model->mapped_bytes, MADV_HUGEPAGE); /* a hint: read and map it in large pieces */
+        }
     }
     close(file);
     return code;

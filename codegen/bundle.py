@@ -22,6 +22,7 @@ from .link import NATIVE, link_archive, link_program, runtime_sources
 DEVICE = Path(coilc.runtime.__file__).parent / "device"
 PROGRAM = "coil-run"
 HEADER = "coil.h"
+EMBEDDED = "-DCOIL_EMBEDDED_WEIGHTS"
 Progress = Callable[[str, float | None], None]
 README = "./coil-run describe says what this model takes; ./coil-run --help lists the commands.\n"
 
@@ -130,12 +131,19 @@ def _model_inputs(
     if not embed_weights:
         return inputs, []
     source = scratch / "weights.S"
-    digest = manifest["files"][WEIGHTS]["sha256"]
-    source.write_text(_WEIGHTS_SOURCE.format(digest=digest, path=(folder / WEIGHTS).resolve()))
-    return [*inputs, source], ["-DCOIL_EMBEDDED_WEIGHTS"]
+    source.write_text(weights_source(folder / WEIGHTS, manifest["files"][WEIGHTS]["sha256"]))
+    return [*inputs, source], [EMBEDDED]
 
 
-# The digest is for the compiler's cache, which looks at this text but not at the file that it includes.
+def weights_source(weights: Path, digest: str) -> str:
+    """Assembly that holds the content of the file ``weights``, for a runtime compiled with ``EMBEDDED``.
+
+    Args:
+        digest: of the file, for the compiler's cache, which looks at this text but not at what it includes.
+    """
+    return _WEIGHTS_SOURCE.format(digest=digest, path=weights.resolve())
+
+
 _WEIGHTS_SOURCE = """/* {digest} */
 .section .rodata.coil_weights, "a", %progbits
 .balign 64

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import model
 
 import coilc.runtime
+from coilc.codegen.bundle import EMBEDDED, weights_source
 from coilc.codegen.link import runtime_sources
 
 HERE = Path(__file__).parent
@@ -25,8 +26,12 @@ CORPUS = HERE / "corpus"
 NATIVE, DEVICE = (Path(coilc.runtime.__file__).parent / name for name in ("native", "device"))
 TARGETS = tuple(sorted(path.stem.removeprefix("target_") for path in HERE.glob("target_*.c")))
 _FLAGS = ("-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-fno-sanitize-recover=all")
-_DEVICE = {"npy": "npy.c", "options": "options.c"}  # targets of coil-run's own files
-_DEFINES = {"options": ("-Dexit=fuzz_exit",), "plan": ("-Dcoil_plan=(*fuzz_plan)",)}
+_DEVICE = {"npy": "npy.c", "options": "options.c", "program": "*.c", "sampling": "sampling.c"}  # coil-run's own files
+_DEFINES = {
+    "options": ("-Dexit=fuzz_exit",),
+    "plan": ("-Dcoil_plan=(*fuzz_plan)",),
+    "program": (EMBEDDED, "-include", "sandbox.h"),
+}
 
 
 def compiler() -> tuple[str, ...] | None:
@@ -51,12 +56,19 @@ def build(target: str, folder: Path, command: tuple[str, ...], *extra: str) -> P
     runtime = [path for path in runtime_sources("cpu") if path.name != "memory.c"]  # fuzz.c has its own
     sources = [HERE / f"target_{target}.c", HERE / "fuzz.c", *runtime]
     sources += [HERE / "kernels.c"] if target == "plan" else [HERE / "kernels.c", folder / "plan.c"]
-    sources += [DEVICE / _DEVICE[target]] if target in _DEVICE else []
+    sources += sorted(DEVICE.glob(_DEVICE[target])) if target in _DEVICE else []
+    sources += [_linked_weights(folder)] if target == "program" else []
     sources += [] if command[0] == "clang" else [HERE / "replay.c"]
     program = folder / target
     flags = (*_FLAGS, *_DEFINES.get(target, ()), f"-I{HERE}", f"-I{NATIVE}", f"-I{DEVICE}", *extra)
-    subprocess.run([*command, *flags, *map(str, sources), "-o", str(program)], check=True, timeout=300)
+    subprocess.run([*command, *flags, *map(str, sources), "-lm", "-o", str(program)], check=True, timeout=300)
     return program
+
+
+def _linked_weights(folder: Path) -> Path:
+    source = folder / "weights.S"
+    source.write_text(weights_source(folder / "weights", "fuzz"))
+    return source
 
 
 def main() -> None:

@@ -33,18 +33,25 @@ int __tvm_ffi_scale(void *self, const kernel_arg *args, int32_t count, kernel_ar
     return TVMBackendFreeWorkspace(1, 0, copy) || count != 5;
 }
 
-/* y[B, L, 4] = x; after[B, 4] = total + sums of x; clock + L; cache[B, 16, 4] gets x at clock */
+/* y[B, L, 4] = whether tokens[B, L] is 0 to 3; after[B, 4] = total + sums of y; clock + L; cache[B, 16, 4] gets y at clock */
 int __tvm_ffi_piece(void *self, const kernel_arg *args, int32_t count, kernel_arg *result) {
     (void)self, (void)result;
-    const float *x = input(args, 0), *total = input(args, 1);
+    const int64_t *tokens = input(args, 0);
+    const float *total = input(args, 1);
     float *y = output(args, 3), *after = output(args, 4), *cache = output(args, 6);
     int64_t batch = args[7].value.integer, length = args[8].value.integer, at = *(const int64_t *)input(args, 2);
-    if (at < 0 || at > ROOM - length) __builtin_trap(); /* the runtime's promise */
+    if (at < 0 || at > ROOM - length) {
+#ifdef FREE_STATES
+        return -1;
+#else
+        __builtin_trap(); /* the runtime's promise */
+#endif
+    }
     for (int64_t b = 0; b < batch; b++)
         for (int64_t c = 0; c < COLUMNS; c++) {
             after[b * COLUMNS + c] = total[b * COLUMNS + c];
             for (int64_t i = 0; i < length; i++) {
-                float value = x[(b * length + i) * COLUMNS + c];
+                float value = tokens[b * length + i] == c;
                 after[b * COLUMNS + c] += value;
                 y[(b * length + i) * COLUMNS + c] = cache[(b * ROOM + at + i) * COLUMNS + c] = value;
             }

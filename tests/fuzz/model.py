@@ -15,7 +15,9 @@ from coilc.ir.text import parse_type
 
 B, L, SCRATCH_BYTES, ROOM = symbol("B"), symbol("L"), 256, 16
 X, FLAT = parse_type("f32[B, 2*L + 1, 4]"), parse_type("i64[B*L]")
-PIECE, STATE, CLOCK, CACHE = map(parse_type, ("f32[B, L, 4]", "f32[B, 4]", "i64[()]", f"f32[B, {ROOM}, 4]"))
+TOKENS, LOGITS, STATE, CLOCK, CACHE = map(
+    parse_type, ("i64[B, L]", "f32[B, L, 4]", "f32[B, 4]", "i64[()]", f"f32[B, {ROOM}, 4]")
+)
 
 
 def _call(kernel: str, args: tuple[Ref, ...], dims: tuple[Dim, ...], results: int) -> Call:
@@ -40,16 +42,16 @@ def _outputs(count: int) -> tuple[Ref, ...]:
 
 
 def _piece(name: str, low: int, high: int) -> EntryPlan:
-    """Adds the elements of ``x`` to a sum, counts them, and keeps them in a cache."""
-    x, total, clock, cache = (Ref("input", i) for i in range(4))
+    """Counts how often each of four tokens came, and all of them; keeps what came in a cache."""
+    tokens, total, clock, cache = (Ref("input", i) for i in range(4))
     y, after, count, kept = _outputs(4)
     calls = (
         _call(COPY, (cache, kept), (CACHE.bytes,), 1),
-        _call("piece", (x, total, clock, y, after, count, kept), (B, L), 4),
+        _call("piece", (tokens, total, clock, y, after, count, kept), (B, L), 4),
     )
     symbols = (Symbol("B", 1, UNBOUNDED, 0, 0), Symbol("L", low, high, 0, 1))
     states = (("total", STATE), ("clock", CLOCK), ("cache", CACHE))
-    inputs, outputs = (("x", PIECE), *states), (("y", PIECE), *((f"{n}'", t) for n, t in states))
+    inputs, outputs = (("tokens", TOKENS), *states), (("y", LOGITS), *((f"{n}'", t) for n, t in states))
     links = ((1, 1), (2, 2), (3, 3))
     return EntryPlan(name, symbols, inputs, outputs, (), calls, links, frozenset({2}), Room(1, ROOM, L))
 

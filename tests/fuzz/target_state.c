@@ -13,8 +13,9 @@ static uint64_t save(const coil_state *state, uint8_t **saved) {
 
 static void run(coil_session *session, coil_state *state, int32_t entry, int64_t length) {
     int64_t symbols[] = {1, length};
-    float x[64] = {1}, y[64];
-    const void *inputs[] = {x, NULL, NULL, NULL};
+    int64_t tokens[16] = {1};
+    float y[64];
+    const void *inputs[] = {tokens, NULL, NULL, NULL};
     void *outputs[] = {y, NULL, NULL, NULL};
     REQUIRE(!coil_session_bind(session, entry, symbols));
     (void)coil_session_advance(session, entry, state, inputs, outputs);

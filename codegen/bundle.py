@@ -159,7 +159,7 @@ coil_weights_end:
 def _machine_source(target: Mapping[str, Any], embedded: bool, tokenizer: bool) -> str:
     features = "".join(f'"{feature}", ' for feature in target["features"])
     return (
-        f'#include <stddef.h>\n\n#include "device.h"\n\nconst char coil_target[] = "{target["name"]}";\n'
+        f'#include <stddef.h>\n\n#include "machine.h"\n\nconst char coil_target[] = "{target["name"]}";\n'
         f"const char *const coil_features[] = {{{features}NULL}};\n"
         f"const bool coil_embedded = {int(embedded)};\nconst bool coil_tokenizer = {int(tokenizer)};\n"
     )

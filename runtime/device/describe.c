@@ -2,8 +2,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "device.h"
 #include "json.h"
+#include "machine.h"
 #include "program.h"
 
 static void describe_tensors(const char *key, const coil_tensor *tensors, int32_t count) {

@@ -1,6 +1,6 @@
 /* features.c: whether this CPU has what the code was compiled for. */
 #define _GNU_SOURCE
-#include "device.h"
+#include "machine.h"
 
 #include <stdio.h>
 #include <string.h>

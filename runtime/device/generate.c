@@ -5,8 +5,8 @@
 #include <string.h>
 #include <sys/resource.h>
 
-#include "device.h"
 #include "json.h"
+#include "machine.h"
 #include "npy.h"
 #include "program.h"
 #include "sampling.h"

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "device.h"
+#include "machine.h"
 #include "npy.h"
 
 enum { PATH_BYTES = 4096 };

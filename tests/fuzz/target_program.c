@@ -11,7 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../../runtime/device/device.h"
+#include "machine.h"
 #include "fuzz.h"
 #include "options.h"
 

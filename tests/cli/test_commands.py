@@ -16,7 +16,19 @@ from .conftest import Cli
 def test_help_names_every_command(cli: Cli) -> None:
     done = cli("--help")
     assert done.code == 0
-    for command in ("compile", "run", "bundle", "compare", "inspect", "ops", "opt", "explain", "targets", "doctor"):
+    for command in (
+        "compile",
+        "run",
+        "bundle",
+        "compare",
+        "bench",
+        "inspect",
+        "ops",
+        "opt",
+        "explain",
+        "targets",
+        "doctor",
+    ):
         assert command in done.out
 
 

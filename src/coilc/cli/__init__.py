@@ -9,6 +9,7 @@ import typer
 
 from coilc import settings
 
+from .bench import bench_command
 from .build import bundle_command, compile_command
 from .checks import compare_command, doctor_command
 from .execute import run_command
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate_command,
     "bundle": bundle_command,
     "compare": compare_command,
+    "bench": bench_command,
     "inspect": inspect_command,
     "ops": ops_command,
     "opt": opt_command,

@@ -16,6 +16,7 @@ from .elementwise import maximum, minimum
 from .loops import lanes
 from .reader import index
 from .scalar import Expr, allocate, bind, compute_dtype, on_device
+from .team import Team
 
 
 def _lowest(dtype: DType) -> float:
@@ -72,9 +73,13 @@ class Accumulator:
         """One partial result, in the compute type."""
         return self._typed(self.buffer[lane])
 
-    def total(self) -> Expr:
-        """All lanes combined, halving the vector at each step."""
+    def total(self, team: Team | None = None) -> Expr:
+        """All lanes combined, halving the vector at each step; on a device, over the threads of the team."""
         width = self.width
+        if team is not None:
+            step = STEPS[self.op][1]
+            (total,) = team.combine([self.buffer[index(0)]], lambda x, y: [step(x[0], y[0])])
+            return bind(self._typed(total))
         if width == 1:
             return bind(self._typed(self.buffer[index(0)]))
         if on_device():

@@ -1,7 +1,7 @@
 """Reduce bodies: one reduction over any axes, pointwise before and after.
 
 Lanes run over the innermost axis of the operand. If it is kept, a task owns a vector of results; if it is reduced, a task
-owns one result, whose partial results are in lanes.
+owns one result, whose partial results are in lanes. On a device a team of threads then owns it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .kernel import Kernel
 from .loops import Span, blocks, for_each_task, lane_count, lanes, whole_axis
 from .reader import index
 from .scalar import Expr
+from .team import Team, first_of, for_each_row
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Reduction:
     def kept_dims(self) -> Dims:
         return tuple(self.operand.dims[axis] for axis in self.kept)
 
+    @property
+    def reduced_dims(self) -> Dims:
+        return tuple(self.operand.dims[axis] for axis in sorted(self.axes))
+
     def source(self, kept: Sequence[Expr], reduced: Sequence[Expr]) -> list[Expr]:
         """The operand's index from those of its kept and of its reduced axes."""
         given, inner = iter(kept), iter(reduced)
@@ -78,9 +83,9 @@ def emit_reduce(k: Kernel) -> None:
         _vector_of_results_per_task(k, r)
 
 
-def _accumulate(k: Kernel, r: Reduction, total: Accumulator, body: Callable[[list[Expr]], None], depth: int) -> None:
+def _accumulate(k: Kernel, r: Reduction, body: Callable[[list[Expr]], None], depth: int) -> None:
     """Serial loops over the first ``depth`` reduced axes."""
-    dims = [r.operand.dims[axis] for axis in sorted(r.axes)]
+    dims = r.reduced_dims
 
     def nest(at: list[Expr]) -> None:
         if len(at) == depth:
@@ -104,20 +109,27 @@ def _one_result_per_task(k: Kernel, r: Reduction) -> None:
     while isinstance(inner, int) and width > inner:
         width //= 2
 
-    def task(p: Expr) -> None:
+    def task(p: Expr, team: Team | None) -> None:
         kept = k.reader.unravel(p, r.kept_dims)
         total = Accumulator.open(r.value.op, r.value.type.dtype, width)
 
-        def block(at: list[Expr], start: Expr, width: int) -> None:
-            lanes(width, lambda lane: total.add(lane, k.reader.read(r.operand, r.source(kept, [*at, start + lane]))))
+        def add(at: list[Expr], lane: Expr) -> None:
+            total.add(lane, k.reader.read(r.operand, r.source(kept, at)))
 
         def along(at: list[Expr]) -> None:
-            blocks(whole_axis(k, inner), width, lambda start, width: block(at, start, width))
+            vector = lambda start, width: lanes(width, lambda lane: add([*at, start + lane], lane))
+            blocks(whole_axis(k, inner), width, vector)
 
-        _accumulate(k, r, total, along, len(r.axes) - 1)
-        _store(k, r, kept, total.total())
+        if team is None:
+            _accumulate(k, r, along, len(r.axes) - 1)
+        else:
+            first = index(0)
+            team.each(k.extent(d.size(r.reduced_dims)), lambda i: add(k.reader.unravel(i, r.reduced_dims), first))
+        found = total.total(team)
+        with first_of(team):
+            _store(k, r, kept, found)
 
-    for_each_task(k, d.size(r.kept_dims), r.operand.type.size, task)
+    for_each_row(k, d.size(r.kept_dims), d.size(r.reduced_dims), r.operand.type.size, task)
 
 
 def _vector_of_results_per_task(k: Kernel, r: Reduction) -> None:
@@ -133,7 +145,7 @@ def _vector_of_results_per_task(k: Kernel, r: Reduction) -> None:
         def step(at: list[Expr]) -> None:
             lanes(width, lambda lane: total.add(lane, k.reader.read(r.operand, r.source([*rest, start + lane], at))))
 
-        _accumulate(k, r, total, step, len(r.axes))
+        _accumulate(k, r, step, len(r.axes))
         lanes(width, lambda lane: _store(k, r, [*rest, start + lane], total.lane(lane)))
 
     def task(p: Expr) -> None:

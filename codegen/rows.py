@@ -20,9 +20,10 @@ from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 
 from .accumulate import Accumulator
 from .kernel import Kernel
-from .loops import blocks, for_each_task, lane_count, lanes, whole_axis
+from .loops import blocks, lane_count, lanes, whole_axis
 from .reader import index
 from .scalar import Expr
+from .team import Team, first_of, for_each_row
 
 EXPENSIVE = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tan", "atan", "tanh", "erf", "sigmoid", "pow", "atan2", "div"})  # fmt: skip
 
@@ -133,16 +134,17 @@ def is_row(body: Graph) -> bool:
 
 
 def emit_rows(k: Kernel) -> None:
-    """One task per row."""
+    """One task per row; on a device, one team of threads."""
     rows = Rows(k.body)
-    for_each_task(k, d.size(rows.outer), d.size(rows.space), lambda p: _Row(k, rows, p).emit())
+    row = lambda p, team: _Row(k, rows, p, team).emit()
+    for_each_row(k, d.size(rows.outer), d.size(rows.inner), d.size(rows.space), row)
 
 
 class _Row:
     """The code of one row."""
 
-    def __init__(self, k: Kernel, rows: Rows, p: Expr) -> None:
-        self.k, self.rows = k, rows
+    def __init__(self, k: Kernel, rows: Rows, p: Expr, team: Team | None) -> None:
+        self.k, self.rows, self.team = k, rows, team
         self.place = k.reader.unravel(p, rows.outer)
         self.width = lane_count(k, vectors=4)
         inner = rows.inner[-1]
@@ -175,7 +177,7 @@ class _Row:
 
         self._over_row(block)
         for value, total in zip(stage, totals, strict=True):
-            self.k.reader.fixed[value] = total.total()
+            self.k.reader.fixed[value] = total.total(self.team)
         for value in keep:
             self.k.reader.buffers[value] = self.k.outputs[self.rows.kept[value]]
 
@@ -183,8 +185,15 @@ class _Row:
         return any(value in self.rows.read_in_place(v.node.inputs[0]) for v in stage)
 
     def _over_row(self, block: Callable[[list[Expr], Expr, int], None], *, overlap: bool = False) -> None:
-        """The innermost axis in vectors, inside serial loops over the other reduced axes."""
+        """The innermost axis in vectors, inside serial loops over the other reduced axes; or this thread's elements."""
         *middle, last = self.rows.inner
+        if self.team is not None:
+
+            def element(position: Expr) -> None:
+                *rest, start = self.k.reader.unravel(position, self.rows.inner)
+                block(rest, start, 1)
+
+            return self.team.each(self.k.extent(d.size(self.rows.inner)), element)
 
         def nest(rest: list[Expr]) -> None:
             if len(rest) < len(middle):
@@ -210,9 +219,11 @@ class _Row:
     def _write(self) -> None:
         self._name_row_values()
         whole = [i for i, v in enumerate(self.k.body.results) if v.dims == self.rows.space]
-        for i, value in enumerate(self.k.body.results):
-            if i not in whole:
-                self.k.store(i, self._row_indices(), self.k.reader.read(value, self._row_indices()))
+        per_row = [(i, v) for i, v in enumerate(self.k.body.results) if i not in whole]
+        if per_row:
+            with first_of(self.team):
+                for i, value in per_row:
+                    self.k.store(i, self._row_indices(), self.k.reader.read(value, self._row_indices()))
         # Rewriting an element is harmless unless its old content, a kept value, is needed for that.
         overlap = not self.rows.kept
 

@@ -10,8 +10,9 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import dims as d
 from coilc.ir import ops
 
-from ..loops import blocks, for_each_task, lanes, whole_axis
+from ..loops import blocks, lanes, whole_axis
 from ..scalar import Expr, bind, dtype_name, is_nan
+from ..team import Team, first_of, for_each_row
 from .anchor import Anchor
 from .loops import i64, local, serial
 
@@ -26,17 +27,18 @@ def emit_argument(k: Anchor) -> None:
     while isinstance(x[axis], int) and width > max(x[axis], 1):
         width //= 2
 
-    def task(p: Expr) -> None:
+    def task(p: Expr, team: Team | None) -> None:
         place = k.kernel.reader.unravel(p, (*outer, *inner))
         before, after = place[: len(outer)], place[len(outer) :]
-        where = _best(k, width, lambda i: [*before, i, *after])
+        where = _best(k, width, lambda i: [*before, i, *after], team)
         kept = [i64(0)] if k.node.attrs["keepdims"] else []
-        k.store(0, [*before, *kept, *after], where)
+        with first_of(team):
+            k.store(0, [*before, *kept, *after], where)
 
-    for_each_task(k.kernel, d.size((*outer, *inner)), d.size(x), task)
+    for_each_row(k.kernel, d.size((*outer, *inner)), x[axis], d.size(x), task)
 
 
-def _best(k: Anchor, width: int, place: Callable[[Expr], list[Expr]]) -> Expr:
+def _best(k: Anchor, width: int, place: Callable[[Expr], list[Expr]], team: Team | None) -> Expr:
     better = _better(k)
     dtype = "int8" if k.compute_dtype(0) == "bool" else k.compute_dtype(0)
     best, where = local((width,), dtype), local((width,), "int64")
@@ -54,14 +56,23 @@ def _best(k: Anchor, width: int, place: Callable[[Expr], list[Expr]]) -> Expr:
 
         lanes(width, element)
 
+    def better_of(one: list[Expr], other: list[Expr]) -> list[Expr]:
+        (x, i), (y, j) = one, other
+        equal = tirx.And(tirx.Not(better(x, y)), j < i)
+        wins = bind(tirx.And(j < i64(NOWHERE), tirx.Or(tirx.EQ(i, i64(NOWHERE)), tirx.Or(better(y, x), equal))))
+        return [tirx.Select(wins, y, x), tirx.Select(wins, j, i)]
+
     lanes(width, start)
-    blocks(whole_axis(k.kernel, k.dims(0)[k.node.attrs["axis"]]), width, block)
+    whole, zero = whole_axis(k.kernel, k.dims(0)[k.node.attrs["axis"]]), i64(0)
+    if team is not None:
+        team.each(whole.stop, lambda i: block(i, 1))
+        return team.combine([best[zero], where[zero]], better_of)[1]
+    blocks(whole, width, block)
     with serial(width, start=1) as lane:
-        equal = tirx.And(tirx.Not(better(best[i64(0)], best[lane])), where[lane] < where[i64(0)])
-        wins = bind(tirx.And(where[lane] < i64(NOWHERE), tirx.Or(better(best[lane], best[i64(0)]), equal)))
-        T.buffer_store(where, tirx.Select(wins, where[lane], where[i64(0)]), [i64(0)])
-        T.buffer_store(best, tirx.Select(wins, best[lane], best[i64(0)]), [i64(0)])
-    return bind(where[i64(0)])
+        value, place_of_it = better_of([best[zero], where[zero]], [best[lane], where[lane]])
+        T.buffer_store(best, value, [zero])
+        T.buffer_store(where, place_of_it, [zero])
+    return bind(where[zero])
 
 
 def _better(k: Anchor) -> Callable[[Expr, Expr], Expr]:

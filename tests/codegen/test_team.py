@@ -35,7 +35,7 @@ def test_rows_are_shared_by_teams(n: str, teams: int, shared: int) -> None:
     """A warp needs shuffles only, a block shared memory for each reduction; a length that is a symbol has both forms."""
     script = lower_body(parse_graph(SOFTMAX.format(n=n)), "k", TARGETS["cuda:sm_90a"]).script()
     assert script.count('T.launch_thread("blockIdx.x"') == teams
-    assert script.count('scope="shared"') == shared
+    assert script.count("T.alloc_shared") == shared
     assert "__shfl_xor_sync" in script
 
 

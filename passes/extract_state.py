@@ -11,6 +11,8 @@ from coilc.ir.opdef import ELEMENTWISE, STRUCTURAL
 
 from . import causal_attention  # noqa: F401  its rules
 from .causal_rules import RULES, pointwise
+from .fold_constants import WeightTable, with_final_names
+from .realise_kernels import realise_kernels
 from .shorten_sequences import shorten_sequences
 from .simplify import simplify
 from .timeline import Mixes, Timed, Timeline, rebuilt
@@ -63,11 +65,13 @@ def extract_state(
     wanted = [name for name in entries if name in DERIVED and name not in module.entries]
     found = dict(module.entries)
     if wanted:
-        found |= _derived(module, wanted, _entry(module, source), time, context)
+        table = WeightTable(module.weights)
+        found |= _derived(table, wanted, _entry(module, source), time, context)
+        module = replace(module, weights=table.arrays)
     missing = [name for name in entries if name not in found]
     if missing:
         raise InputError(f"the program has no entry '{missing[0]}'; it has {', '.join(module.entries)}")
-    return replace(module, entries={name: found[name] for name in entries})
+    return with_final_names(replace(module, entries={name: found[name] for name in entries}))
 
 
 def _entry(module: Module, source: str) -> Graph:
@@ -77,15 +81,17 @@ def _entry(module: Module, source: str) -> Graph:
 
 
 def _derived(
-    module: Module, wanted: Collection[str], graph: Graph, time: str, context: int | None
+    table: WeightTable, wanted: Collection[str], graph: Graph, time: str, context: int | None
 ) -> Mapping[str, Graph]:
     """``prefill`` and ``step``; a graph that has states already continues from them at whatever length it takes."""
     if time not in graph.ranges and graph.states and PREFILL not in wanted:
         return {STEP: replace(graph, name=STEP)}
     if time not in graph.ranges:
         graph = _of_any_length(graph, time)
-    prefill = replace(graph, name=PREFILL) if graph.states else chunked(graph, time, context)
-    step = simplify(Module({STEP: replace(prefill, name=STEP).substitute({time: 1})}, module.weights))
+    if not graph.states:
+        graph = chunked(realise_kernels(graph, table), time, context)
+    prefill = replace(graph, name=PREFILL)
+    step = simplify(Module({STEP: replace(prefill, name=STEP).substitute({time: 1})}, table.arrays))
     return {PREFILL: prefill, STEP: step.entries[STEP]}
 
 

@@ -35,7 +35,8 @@ def fold_constants(module: Module) -> Module:
     dropped from the table; names are derived from the first weight involved and do not depend on the process.
     """
     table = WeightTable(module.weights)
-    folded = rewrite_module(module, table.fold_constant, table.fold_kernel)
+    whole = rewrite_module(module, table.fold_kernel)  # before its parts are rounded one by one
+    folded = rewrite_module(whole, table.fold_constant)
     return with_final_names(drop_unused_weights(replace(folded, weights=table.arrays)))
 
 
@@ -145,9 +146,12 @@ def is_foldable(node: Node) -> bool:
 
 
 def _is_generated(value: Value) -> bool:
-    """Whether the value is computed from weights and constants, and its size is known."""
-    if source(value).op in (ops.weight, ops.constant):
-        return False
+    """Whether the value is known and not stored yet."""
+    return source(value).op not in (ops.weight, ops.constant) and is_known(value)
+
+
+def is_known(value: Value) -> bool:
+    """Whether the value depends on weights and constants alone, and its size is known."""
     nodes = Graph("value", (), (("v", value),)).nodes
     return not any(n.op is ops.input_ or has_symbols(n) for n in nodes)
 

@@ -71,7 +71,7 @@ class Model(nn.Module):
 HOLDS = {"long_conv": 2}
 CAUSAL = True
 LENGTHS = ()
-TOKENS = 50
+TOKENS = 300
 
 
 def build() -> tuple[nn.Module, tuple[Tensor, ...], dict, dict]:

@@ -5,7 +5,7 @@ rule, its convolution kernel is found through the generating function, taken at 
 
     g(w) = 2 / dt * (1 - w) / (1 + w),   k_uv(w) = sum over n of conj(u_n) v_n / (g(w) - Lambda_n)       Cauchy
     K^(w) = 2 / (1 + w) * (k_CB - k_CP (1 + k_PP)^-1 k_PB)                                             Woodbury
-    K     = inverse Fourier transform of K^,   y = K * x + D x
+    K     = real part of the inverse Fourier transform of K^,   y = K * x + D x
 
 C stands for C~ = C (I - Abar^L), which is the parameter that is learned. All of K depends on weights alone.
 """
@@ -51,16 +51,16 @@ class DPLRKernel(nn.Module):
     def forward(self) -> Tensor:
         Lambda, P, B, C = (torch.view_as_complex(x) for x in (self.Lambda, self.P, self.B, self.C))
         dt = torch.exp(self.log_dt)[:, None]
-        turns = torch.arange(self.length // 2 + 1, dtype=dt.dtype) * (2 * math.pi / self.length)
+        turns = torch.arange(self.length, dtype=dt.dtype) * (2 * math.pi / self.length)
         omega = torch.exp(-1j * turns)
-        g = 2 / dt * (1 - omega) / (1 + omega)  # [H, L/2 + 1]
+        g = 2 / dt * (1 - omega) / (1 + omega)  # [H, L]
 
         def cauchy(u: Tensor, v: Tensor) -> Tensor:
             return ((u.conj() * v)[:, None, :] / (g[..., None] - Lambda[:, None, :])).sum(-1)
 
         k_cb, k_cp, k_pb, k_pp = cauchy(C, B), cauchy(C, P), cauchy(P, B), cauchy(P, P)
         at_roots = 2 / (1 + omega) * (k_cb - k_cp * (1 / (1 + k_pp)) * k_pb)
-        return torch.fft.irfft(at_roots, n=self.length)
+        return torch.fft.ifft(at_roots).real
 
 
 class S4(nn.Module):

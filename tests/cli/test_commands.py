@@ -163,6 +163,17 @@ def test_explain_lists_reasons(cli: Cli, text: Path) -> None:
     assert done.json[0]["place"].startswith("model.py:7")
 
 
+def test_explain_follows_the_entries_that_are_asked_for(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "convolution.py"
+    path.write_text(
+        "def main(x: f32[2, L, 3], k: f32[99, 3], *, L: dim[1:99]):\n"
+        "    y: f32[2, L, 3] = long_conv(x, k, optional=())\n"
+        '    return {"y": y}\n'
+    )
+    done = cli("explain", path, "kernel_of_few_states", "--entries", "prefill,step", "--json")
+    assert "not known before the run" in done.json[0]["outcome"]
+
+
 def test_ops_lists_every_op(cli: Cli) -> None:
     assert {row["name"] for row in cli("ops", "--json").json} == set(OPS)
 

@@ -76,8 +76,8 @@ def test_what_needs_it_whole_is_listed(was: str, becomes: str, reason: str) -> N
         _shortened(text)
 
 
-@pytest.mark.parametrize("name", ["s4", "dss", "spacetime"])
-def test_state_spaces_of_known_length_run_step_by_step(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "states"), [("s4", 16), ("dss", 32), ("spacetime", 8)])
+def test_state_spaces_of_known_length_run_step_by_step(name: str, states: int, tmp_path: Path) -> None:
     sys.path.insert(0, str(ZOO))
     try:
         file = importlib.import_module(name)
@@ -86,6 +86,9 @@ def test_state_spaces_of_known_length_run_step_by_step(name: str, tmp_path: Path
     model, args, kwargs, dynamic = file.build()
     program = coilc.export(model, args, kwargs, dynamic_shapes=dynamic)
     compiled = coilc.load(coilc.compile(program, tmp_path / "m.coil", entries=("prefill", "step")))
+    kept = [state["dims"][1] for state in compiled.describe()["states"]]
+    assert len(kept) == 2
+    assert max(kept) <= states, "the states of the model, not a window of inputs"
     x = torch.randn(2, file.TOKENS, args[0].shape[-1], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = model.double()(x.double()).numpy()

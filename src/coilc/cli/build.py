@@ -13,7 +13,7 @@ from coilc.ir import InputError
 from coilc.units import show_bytes
 
 from .console import Stages, console, emit_json, folder_size
-from .options import Algorithm, Artifact, Dynamic, Json, Lengths, Model, Target
+from .options import Algorithm, Artifact, Dynamic, Entries, Json, Lengths, Model, Target
 from .sources import is_example, load_program
 
 
@@ -33,7 +33,7 @@ def compile_command(
     target: Target = "native",
     dynamic: Dynamic = None,
     lengths: Lengths = None,
-    entries: Annotated[Optional[str], typer.Option(help="Entries to keep, comma-separated; all by default.")] = None,  # noqa: UP045
+    entries: Entries = None,
     algorithm: Algorithm = None,
     context: Annotated[
         Optional[int],  # noqa: UP045

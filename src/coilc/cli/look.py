@@ -14,7 +14,7 @@ from coilc.ir.opdef import MIXER
 from coilc.units import show_bytes
 
 from .console import console, emit, emit_json
-from .options import Dynamic, Json, Lengths, Model, Target
+from .options import Dynamic, Entries, Json, Lengths, Model, Target
 from .sources import load_program, load_text
 
 if TYPE_CHECKING:
@@ -180,13 +180,13 @@ def show_calls(manifest: dict[str, Any]) -> None:
         emit(rows, columns, as_json=False, title=f"calls of {name}")
 
 
-def steps(target: str) -> Iterator[tuple[Stage, Pass]]:
-    """Every pass of the pipeline for a target, with its stage."""
+def steps(target: str, entries: Sequence[str] = ()) -> Iterator[tuple[Stage, Pass]]:
+    """Every pass of the pipeline for a target and some entries, with its stage."""
     from coilc.codegen.target import parse_target
     from coilc.passes.pipeline import pipeline
 
     chosen = parse_target(target)
-    for stage in pipeline(chosen.claims, panel=32, machine=chosen.machine):
+    for stage in pipeline(chosen.claims, panel=32, entries=entries, machine=chosen.machine):
         yield from ((stage, step) for step in stage.passes)
 
 
@@ -220,6 +220,7 @@ def explain_command(
     target: Target = "native",
     dynamic: Dynamic = None,
     lengths: Lengths = None,
+    entries: Entries = None,
     fired: Annotated[bool, typer.Option("--fired", help="List what fired as well as what declined.")] = False,
     json: Json = False,
 ) -> None:
@@ -230,7 +231,7 @@ def explain_command(
     program = load_program(model, dynamic or (), lengths=lengths)
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for stage, step in steps(target):
+    for stage, step in steps(target, entries.split(",") if entries else ()):
         with tracing() as trace:
             program = step(program)
         names = {stage.name, name_of(step)}

@@ -20,6 +20,12 @@ Lengths = Annotated[
     typer.Option("--lengths", metavar="NAME=A,B", help="Trace at two lengths: for a Python loop over that dim."),
 ]
 Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for; 'coilc targets' lists them.")]
+Entries = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--entries", help="Entries to keep, comma-separated; prefill and step can be derived. All by default."
+    ),
+]
 Entry = Annotated[str, typer.Option("--entry", help="Which entry of the model.")]
 Threads = Annotated[
     Optional[int],  # noqa: UP045

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -47,11 +48,13 @@ class BuildInfo:
         scratch_bytes: the most workspace that one task of one kernel holds at a time.
         symbols: kernel name to C symbol.
         launches: the kernels of the device, if the target has one.
+        driver: the oldest driver that loads their code: 1000*major + 10*minor of a toolkit's version.
     """
 
     scratch_bytes: int
     symbols: Mapping[str, str]
     launches: tuple[Launch, ...] = ()
+    driver: int = 0
 
 
 def build_object(
@@ -81,12 +84,30 @@ def build_object(
     host, device, source = build_launchers(module, described)
     host.write_to_file(str(path), "o")
     compile_device_code(source.inspect_source(), target.device, path.with_suffix(".fatbin"))
-    return BuildInfo(0, symbols, tuple(map(_launch, device.functions.values())))
+    return BuildInfo(0, symbols, tuple(map(_launch, device.functions.values())), oldest_driver())
 
 
 def _launch(kernel: tirx.PrimFunc) -> Launch:
     attrs = kernel.attrs
     return Launch(str(attrs["global_symbol"]), len(kernel.params), tuple(map(str, attrs["tirx.kernel_launch_params"])))
+
+
+def oldest_driver() -> int:
+    """Machine code loads with every driver of the compiler's major version or a later one.
+
+    Raises:
+        CoilError: the compiler does not say its version.
+    """
+    compiler = _device_compiler()
+    said = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
+    found = re.search(r"release (\d+)\.", said)
+    if found is None:
+        raise CoilError(f"'{compiler[0]} --version' names no release: set COILC_NVCC to the nvcc of a CUDA toolkit")
+    return int(found[1]) * 1000
+
+
+def _device_compiler() -> list[str]:
+    return shlex.split(NVCC.get()) or [shutil.which("nvcc") or "nvcc"]
 
 
 def compile_device_code(source: str, device: Device, path: Path) -> None:
@@ -95,7 +116,7 @@ def compile_device_code(source: str, device: Device, path: Path) -> None:
     Raises:
         CoilError: nvcc is missing or refuses the source.
     """
-    compiler = shlex.split(NVCC.get()) or [shutil.which("nvcc") or "nvcc"]
+    compiler = _device_compiler()
     virtual = device.arch.replace("sm_", "compute_")
     with TemporaryDirectory(prefix="coilc-") as folder:
         (Path(folder) / "kernels.cu").write_text(source)

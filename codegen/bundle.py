@@ -17,7 +17,7 @@ from coilc.ir import CoilError, InputError
 from coilc.runtime.artifact import KERNELS, PLAN, TOKENIZER, WEIGHTS, check_files, read_manifest
 from coilc.runtime.errors import ArtifactError
 
-from .link import NATIVE, link_archive, link_program, runtime_sources
+from .link import NATIVE, embed, link_archive, link_program, runtime_sources
 
 DEVICE = Path(coilc.runtime.__file__).parent / "device"
 PROGRAM = "coil-run"
@@ -130,30 +130,8 @@ def _model_inputs(
     inputs += [folder / KERNELS] if KERNELS in manifest["files"] else []
     if not embed_weights:
         return inputs, []
-    source = scratch / "weights.S"
-    source.write_text(weights_source(folder / WEIGHTS, manifest["files"][WEIGHTS]["sha256"]))
-    return [*inputs, source], [EMBEDDED]
-
-
-def weights_source(weights: Path, digest: str) -> str:
-    """Assembly that holds the content of the file ``weights``, for a runtime compiled with ``EMBEDDED``.
-
-    Args:
-        digest: of the file, for the compiler's cache, which looks at this text but not at what it includes.
-    """
-    return _WEIGHTS_SOURCE.format(digest=digest, path=weights.resolve())
-
-
-_WEIGHTS_SOURCE = """/* {digest} */
-.section .rodata.coil_weights, "a", %progbits
-.balign 64
-.globl coil_weights, coil_weights_end
-.hidden coil_weights, coil_weights_end
-coil_weights:
-.incbin "{path}"
-coil_weights_end:
-.section .note.GNU-stack, "", %progbits
-"""
+    weights = embed("coil_weights", folder / WEIGHTS, manifest["files"][WEIGHTS]["sha256"], scratch)
+    return [*inputs, weights], [EMBEDDED]
 
 
 def _machine_source(target: Mapping[str, Any], embedded: bool, tokenizer: bool) -> str:

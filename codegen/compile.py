@@ -15,7 +15,7 @@ from coilc.ir import InputError, Module, print_module
 from coilc.passes.choose_algorithms import describe_choices
 from coilc.passes.pipeline import run_pipeline
 from coilc.passes.transform_long_convs import describe_transforms
-from coilc.runtime.artifact import GRAPH, KERNELS, LIBRARY, PLAN, TOKENIZER, WEIGHTS
+from coilc.runtime.artifact import DEVICE_CODE, GRAPH, KERNELS, LIBRARY, PLAN, TOKENIZER, WEIGHTS
 
 from .artifact import describe_plan, new_artifact, state_identity, tool_versions, write_manifest
 from .build import BuildInfo, build_object
@@ -117,9 +117,12 @@ def write_artifact(
             digest = write_weights(folder / WEIGHTS, plan.weights, layout)
         with report("link"):
             identity = state_identity(plan, digest)
-            (folder / PLAN).write_text(emit_plan(plan, layout, info.scratch_bytes, identity))
+            launches = (target.device, info.launches, info.driver)
+            (folder / PLAN).write_text(emit_plan(plan, layout, info.scratch_bytes, identity, *launches))
             objects = [folder / KERNELS] if plan.kernels else []
-            link_library(folder / PLAN, objects, folder / LIBRARY, target.triple)
+            code = folder / DEVICE_CODE if info.launches else None
+            library = folder / LIBRARY
+            link_library(folder / PLAN, objects, library, target.triple, kind=target.kind, device_code=code)
         (folder / GRAPH).write_text(text)
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)

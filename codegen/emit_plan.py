@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from typing import TYPE_CHECKING
 
 from coilc.ir import Dim, SymDim, TensorType
 from coilc.ir.dims import Atom
@@ -14,17 +15,41 @@ from coilc.ir.dims import Atom
 from .plan import COPY, Call, EntryPlan, Plan
 from .weights import Layout
 
+if TYPE_CHECKING:
+    from .build import Launch
+    from .target import Device
+
 _KINDS = {"input": "PLAN_INPUT", "output": "PLAN_OUTPUT", "weight": "PLAN_WEIGHT", "slot": "PLAN_SLOT"}
+DEVICE_CODE = "coil_device_code"  # the symbol; with _end behind it where it ends
+_TAGS = {
+    **{f"blockIdx.{axis}": f"TAG_GRID_{axis.upper()}" for axis in "xyz"},
+    **{f"threadIdx.{axis}": f"TAG_BLOCK_{axis.upper()}" for axis in "xyz"},
+    **{f"clusterCtaIdx.{axis}": f"TAG_CLUSTER_{axis.upper()}" for axis in "xyz"},
+    "tirx.use_dyn_shared_memory": "TAG_SHARED",
+    "tirx.use_cooperative_launch": "TAG_COOPERATIVE",
+    "tirx.use_programtic_dependent_launch": "TAG_DEPENDENT",
+}  # TVM's names
 _ABI_NAME = "__tvm_ffi_{}".format  # how TVM names the packed function of a kernel
 
 
-def emit_plan(plan: Plan, layout: Layout, scratch_bytes: int, identity: str = "0" * 64) -> str:
+def emit_plan(
+    plan: Plan,
+    layout: Layout,
+    scratch_bytes: int,
+    identity: str = "0" * 64,
+    device: Device | None = None,
+    launches: Sequence[Launch] = (),
+    driver: int = 0,
+) -> str:
     """C source of the plan.
 
     Args:
         layout: where each weight lies in the weights file.
         scratch_bytes: what one thread needs while it runs any kernel.
         identity: sha256 of what a saved state depends on.
+        device: what the kernels launch their other half on, if anything.
+        launches: those halves.
+        driver: the oldest driver that loads them.
     """
     source = _Source(['#include "plan.h"\n'])
     source.parts += [f"extern kernel_function {_ABI_NAME(name)};" for name in plan.kernels]
@@ -37,8 +62,22 @@ def emit_plan(plan: Plan, layout: Layout, scratch_bytes: int, identity: str = "0
     memory = (f"{size}ULL", f"{scratch_bytes}ULL")
     states = max((len(entry.states) for entry in plan.entries), default=0)
     description = _row("COIL_ABI_VERSION", len(rows), entries, *memory, states, _string(identity))
-    source.parts.append(f"const plan coil_plan = {_row(description, plans, weights, len(spans))};\n")
+    place = _device(device, launches, driver, source) if device else _row("NULL", 0, 0, 0, 0, "NULL", "NULL")
+    source.parts.append(f"const plan coil_plan = {_row(description, plans, weights, len(spans), place)};\n")
     return "\n".join(source.parts)
+
+
+def _device(device: Device, launches: Sequence[Launch], driver: int, source: _Source) -> str:
+    rows = []
+    for i, launch in enumerate(launches):
+        tags = source.table("uint8_t", f"tags_{i}", [_TAGS[tag] for tag in launch.tags])
+        rows.append(_row(_string(launch.name), launch.params, len(launch.tags), tags))
+    code = ("NULL", "NULL")
+    if rows:
+        code = (DEVICE_CODE, f"{DEVICE_CODE}_end")
+        source.parts.append(f"extern const unsigned char {DEVICE_CODE}[], {DEVICE_CODE}_end[];")
+    table = source.table("plan_launch", "launches", rows)
+    return _row(table, len(rows), device.capability, int(device.exact), driver, *code)
 
 
 class _Source:

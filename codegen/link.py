@@ -11,7 +11,10 @@ from tempfile import TemporaryDirectory
 
 import coilc.runtime
 from coilc.ir import CoilError
+from coilc.runtime.artifact import sha256_of
 from coilc.settings import CC
+
+from .emit_plan import DEVICE_CODE
 
 NATIVE = Path(coilc.runtime.__file__).parent / "native"
 _GLIBC = "2.28"  # the oldest system that an artifact runs on: Debian 10, RHEL 8
@@ -19,6 +22,7 @@ FLAGS = (
     "-std=c11", "-O2", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden", "-fPIC", "-pthread",
     "-ffunction-sections", "-fdata-sections", "-fno-sanitize=undefined",
 )  # fmt: skip
+LIBRARIES = {"cpu": ("-lm",), "cuda": ("-lm", "-ldl")}  # what the runtime needs of the system, by the target's kind
 _EXPORTS = "{ global: coil_*; local: *; };\n"
 
 
@@ -27,22 +31,57 @@ def runtime_sources(kind: str) -> list[Path]:
     return [*sorted(NATIVE.glob("*.c")), *sorted((NATIVE / kind).glob("*.c"))]
 
 
-def link_library(plan_source: Path, objects: Sequence[Path], output: Path, triple: str, compiler: str = "") -> None:
+def embed(symbol: str, file: Path, digest: str, folder: Path) -> Path:
+    """Write an assembly file to ``folder`` with the content of ``file`` between ``symbol`` and ``symbol_end``.
+
+    Args:
+        digest: of the content, for the compiler's cache, which does not look into the file.
+    """
+    source = folder / f"{symbol}.S"
+    source.write_text(_EMBEDDED.format(symbol=symbol, digest=digest, path=file.resolve()))
+    return source
+
+
+_EMBEDDED = """/* {digest} */
+.section .rodata.{symbol}, "a", %progbits
+.balign 64
+.globl {symbol}, {symbol}_end
+.hidden {symbol}, {symbol}_end
+{symbol}:
+.incbin "{path}"
+{symbol}_end:
+.section .note.GNU-stack, "", %progbits
+"""
+
+
+def link_library(
+    plan_source: Path,
+    objects: Sequence[Path],
+    output: Path,
+    triple: str,
+    compiler: str = "",
+    kind: str = "cpu",
+    device_code: Path | None = None,
+) -> None:
     """Compile the plan and the runtime and link them with the kernels into a stripped shared library.
 
     Args:
         plan_source: C file from ``emit_plan``.
         triple: target of the kernels, ``x86_64-linux-gnu`` or ``aarch64-linux-gnu``.
+        kind: of the target, which chooses the runtime's device.
+        device_code: what the kernels launch on it.
         compiler: command of a C compiler for that target; empty takes ``COILC_CC``, else ziglang.
 
     Raises:
         CoilError: the compiler is missing, refuses the input or takes longer than five minutes.
     """
-    sources = [plan_source, *runtime_sources("cpu"), *objects]
+    sources = [plan_source, *runtime_sources(kind), *objects]
     with TemporaryDirectory(prefix="coilc-") as scratch:
+        if device_code is not None:
+            sources.append(embed(DEVICE_CODE, device_code, sha256_of(device_code), Path(scratch)))
         exports = Path(scratch) / "exports.map"
         exports.write_text(_EXPORTS)
-        linker = ["-shared", "-s", "-Wl,--gc-sections", f"-Wl,--version-script={exports}", "-lm"]
+        linker = ["-shared", "-s", "-Wl,--gc-sections", f"-Wl,--version-script={exports}", *LIBRARIES[kind]]
         compilation = [*FLAGS, f"-I{NATIVE}", *map(str, sources)]
         _run([*_compiler(f"{triple}.{_GLIBC}", compiler), *compilation, *linker, "-o", str(output)])
 

@@ -53,6 +53,16 @@ class Device:
     shared_bytes: int
 
     @property
+    def capability(self) -> int:
+        """The architecture as a number, 10*major + minor."""
+        return int("".join(filter(str.isdigit, self.arch)))
+
+    @property
+    def exact(self) -> bool:
+        """Whether code for it runs on this one alone, and not on later ones of the same major number."""
+        return not self.arch[-1].isdigit()
+
+    @property
     def tvm(self) -> Mapping[str, Any]:
         """The compiler's description of the device."""
         return {

@@ -20,6 +20,7 @@ from .manifest import MalformedError, check_manifest
 FORMAT_VERSION = 1
 MANIFEST, LIBRARY, WEIGHTS, GRAPH = "manifest.json", "code.so", "weights.safetensors", "graph.py"
 PLAN, KERNELS = "plan.c", "kernels.o"  # what the library was linked from, and a static program can be
+DEVICE_CODE = "kernels.fatbin"  # the same, of a target with a device
 TOKENIZER = "tokenizer.json"  # optional: how text becomes the model's tokens, in the format of the package 'tokenizers'
 LARGEST_MANIFEST = 1 << 26
 _UNSEALED = b"0" * 64

@@ -83,7 +83,7 @@ fn entry_named(name: &str) -> Result<i32, String> {
 }
 
 fn main() -> Result<(), String> {
-    assert_eq!(unsafe { coil_abi_version() }, 3, "bare.rs was written for another coil.h");
+    assert_eq!(unsafe { coil_abi_version() }, 4, "bare.rs was written for another coil.h");
     let prompt = std::env::args().nth(1).unwrap_or("def read(".into());
     let step = entry_named("step")?;
     let options = Options {

@@ -108,12 +108,24 @@ static bool entry_fits(const coil_entry *entry, const plan_entry *plan) {
            symbols_fit(entry) && states_fit(entry, plan) && args_fit(entry, plan) && calls_fit(entry, plan);
 }
 
+static bool device_fits(const plan_device *device) {
+    if (!table(device->launches, device->launch_count) || (device->launch_count && !device->code)) return false;
+    for (int32_t i = 0; i < device->launch_count; i++) {
+        plan_launch launch = device->launches[i];
+        if (!launch.name || !within(launch.params, MOST_PARAMS + 1)) return false;
+        if (!within(launch.tag_count, TAG_COUNT + 1) || !table(launch.tags, launch.tag_count)) return false;
+        for (int32_t tag = 0; tag < launch.tag_count; tag++)
+            if (launch.tags[tag] >= TAG_COUNT) return false;
+    }
+    return true;
+}
+
 int coil_check_plan(void) {
     const coil_description *all = &coil_plan.description;
     bool fits = all->abi_version == COIL_ABI_VERSION && all->entry_count > 0 && table(all->entries, all->entry_count) &&
                 table(coil_plan.entries, all->entry_count) && table(coil_plan.weights, coil_plan.weight_count) &&
                 all->scratch_bytes <= MOST_SCRATCH && within(all->state_count, MOST_ROWS) && all->identity &&
-                !memchr(all->identity, 0, IDENTITY_BYTES);
+                !memchr(all->identity, 0, IDENTITY_BYTES) && device_fits(&coil_plan.device);
     bool stateful = !fits || !all->state_count; /* states are those of some entry */
     for (int32_t i = 0; fits && i < all->entry_count; i++) {
         fits = entry_fits(&all->entries[i], &coil_plan.entries[i]);

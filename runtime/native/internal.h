@@ -10,7 +10,7 @@
 #include "device.h"
 #include "plan.h"
 
-enum { ALIGNMENT = 64, MESSAGE_BYTES = 512, MOST_ON_STACK = 1 << 14 };
+enum { ALIGNMENT = 64, MESSAGE_BYTES = 512, MOST_ON_STACK = 1 << 14, MOST_PARAMS = 128 };
 
 /* errors.c */
 int coil_fail(coil_status status, const char *format, ...) __attribute__((format(printf, 2, 3)));

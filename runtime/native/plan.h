@@ -53,11 +53,38 @@ typedef struct plan_weight {
     uint64_t offset, bytes;
 } plan_weight;
 
+/* What the value of a launch means that follows the operands of a kernel; those behind the last one have no value. */
+typedef enum plan_tag {
+    TAG_GRID_X, TAG_GRID_Y, TAG_GRID_Z,          /* blocks */
+    TAG_BLOCK_X, TAG_BLOCK_Y, TAG_BLOCK_Z,       /* threads of each */
+    TAG_CLUSTER_X, TAG_CLUSTER_Y, TAG_CLUSTER_Z, /* blocks that run together */
+    TAG_SHARED,                                  /* bytes that the threads of a block share */
+    TAG_COOPERATIVE, TAG_DEPENDENT,              /* all blocks at once; before the last launch has ended */
+    TAG_COUNT
+} plan_tag;
+
+/* A kernel of a device, which a kernel of the host launches. */
+typedef struct plan_launch {
+    const char *name;
+    int32_t params, tag_count; /* operands: pointers and 64-bit integers */
+    const uint8_t *tags;
+} plan_launch;
+
+/* What runs the launches; nothing, if the kernels run on the host. */
+typedef struct plan_device {
+    const plan_launch *launches;
+    int32_t launch_count;
+    int32_t capability, exact; /* 10*major + minor of the architecture; 1: no later one of the same major runs the code */
+    int32_t driver;            /* oldest version of the driver, as it tells it */
+    const unsigned char *code, *code_end;
+} plan_device;
+
 typedef struct plan {
     coil_description description;
     const plan_entry *entries;
     const plan_weight *weights;
     int32_t weight_count;
+    plan_device device;
 } plan;
 
 extern const plan coil_plan;

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import model
 
 import coilc.runtime
-from coilc.codegen.bundle import EMBEDDED, weights_source
-from coilc.codegen.link import runtime_sources
+from coilc.codegen.bundle import EMBEDDED
+from coilc.codegen.link import embed, runtime_sources
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -57,18 +57,12 @@ def build(target: str, folder: Path, command: tuple[str, ...], *extra: str) -> P
     sources = [HERE / f"target_{target}.c", HERE / "fuzz.c", *runtime]
     sources += [HERE / "kernels.c"] if target == "plan" else [HERE / "kernels.c", folder / "plan.c"]
     sources += sorted(DEVICE.glob(_DEVICE[target])) if target in _DEVICE else []
-    sources += [_linked_weights(folder)] if target == "program" else []
+    sources += [embed("coil_weights", folder / "weights", "fuzz", folder)] if target == "program" else []
     sources += [] if command[0] == "clang" else [HERE / "replay.c"]
     program = folder / target
     flags = (*_FLAGS, *_DEFINES.get(target, ()), f"-I{HERE}", f"-I{NATIVE}", f"-I{DEVICE}", *extra)
     subprocess.run([*command, *flags, *map(str, sources), "-lm", "-o", str(program)], check=True, timeout=300)
     return program
-
-
-def _linked_weights(folder: Path) -> Path:
-    source = folder / "weights.S"
-    source.write_text(weights_source(folder / "weights", "fuzz"))
-    return source
 
 
 def main() -> None:

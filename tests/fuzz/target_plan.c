@@ -99,7 +99,7 @@ static void fill(stream *from) {
     int32_t states = index_of(from, 3);
     tables = (plan){{COIL_ABI_VERSION, 1 + next_byte(from) % ENTRIES, rows.entries, weights, scratch, states,
                      "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"},
-                    rows.plans, rows.weights, index_of(from, ROWS + 1)};
+                    rows.plans, rows.weights, index_of(from, ROWS + 1), {0}};
     if (tables.weight_count > ROWS) tables.weight_count = ROWS;
 }
 

@@ -32,12 +32,14 @@ class Launch:
     Attributes:
         name: in the device code.
         params: how many arguments it takes, pointers and 64-bit integers.
+        maps: which of them are descriptions of tensors, 128 bytes that are passed by value and given by address.
         tags: what the launcher gives after them, by TVM's names: extents of the grid and of a block, shared memory.
     """
 
     name: str
     params: int
     tags: tuple[str, ...]
+    maps: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,13 @@ def build_object(
 
 def _launch(kernel: tirx.PrimFunc) -> Launch:
     attrs = kernel.attrs
-    return Launch(str(attrs["global_symbol"]), len(kernel.params), tuple(map(str, attrs["tirx.kernel_launch_params"])))
+    maps = tuple(i for i, param in enumerate(kernel.params) if _is_map(param))
+    tags = tuple(map(str, attrs["tirx.kernel_launch_params"]))
+    return Launch(str(attrs["global_symbol"]), len(kernel.params), tags, maps)
+
+
+def _is_map(param: tirx.Var) -> bool:
+    return isinstance(param.ty, tvm.ir.PointerType) and isinstance(param.ty.element_type, tirx.type.TensorMapType)
 
 
 def oldest_driver() -> int:

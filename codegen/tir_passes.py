@@ -108,8 +108,6 @@ _DEVICE_PASSES = (
     tirx.transform.StmtSimplify(),
     tirx.transform.VerifyMemory(),
     tirx.transform.AnnotateEntryFunc(),
-    s_tir.transform.ThreadSync("shared"),
-    s_tir.transform.ThreadSync("shared.dyn"),
     s_tir.transform.MergeSharedMemoryAllocations(),
     tirx.transform.SplitHostDevice(),
     tirx.transform.MakePackedAPI(),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from coilc.ir import OpDef, ops
 
 from ..kernel import Kernel
+from . import gpu
 from .anchor import Anchor
 from .argument import emit_argument
 from .attention import emit_attention
@@ -60,7 +61,10 @@ def _anchored(op: OpDef, template: Callable[[Anchor], None]) -> Callable[[Kernel
     def emit(kernel: Kernel) -> None:
         anchors = [node for node in kernel.body.nodes if node.op is op]
         for node in anchors:
-            template(Anchor(node, kernel, len(anchors)))
+            anchor = Anchor(node, kernel, len(anchors))
+            own = gpu.TEMPLATES.get(op) if kernel.target.device else None
+            if own is None or not own(anchor):
+                template(anchor)
 
     return emit
 

@@ -1,0 +1,17 @@
+"""Templates for devices, one row per op: consulted before the common ones.
+
+A template returns False, with nothing written, for a case that it leaves to the common template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from coilc.ir import OpDef, ops
+
+from ..anchor import Anchor
+from .matmul import emit_matmul
+
+TEMPLATES: Mapping[OpDef, Callable[[Anchor], bool]] = {
+    ops.matmul: emit_matmul,
+}

@@ -1,0 +1,49 @@
+"""Idioms of kernels whose threads work together: launches of blocks, and the memory that a block shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...scalar import Expr, dtype_name
+from ..loops import i64, product
+
+WARP = 32  # threads that run in step
+
+
+@contextmanager
+def blocks(extents: Sequence[Expr | int], threads: int) -> Iterator[tuple[list[Expr], Expr]]:
+    """A kernel with a block per point of a grid: the point's indices and the thread of the block, in int64.
+
+    The last axis is that of neighbouring blocks. Their number, like that of every launch, fits 31 bits, so that the division
+    of a block's number is a short one.
+    """
+    with (
+        T.launch_thread("blockIdx.x", product(extents)) as block,
+        T.launch_thread("threadIdx.x", i64(threads)) as thread,
+    ):
+        rest, place = T.Cast("int32", block), []
+        for extent in reversed(extents[1:]):
+            size = T.Cast("int32", i64(extent))
+            place.append(T.Bind(T.Cast("int64", tirx.truncmod(rest, size))))
+            rest = tirx.truncdiv(rest, size)
+        yield [T.Bind(T.Cast("int64", rest)), *reversed(place)], T.Bind(thread)
+
+
+def shared(shape: Sequence[int], dtype: str) -> tirx.Buffer:
+    """Memory of the block."""
+    return T.alloc_buffer(tuple(shape), dtype, scope="shared")
+
+
+def wait_for_block() -> None:
+    """Until all threads of the block are here, and what they wrote to its memory can be read."""
+    T.evaluate(T.tvm_storage_sync("shared"))
+
+
+def from_lane(x: Expr, offset: int) -> Expr:
+    """What the thread of this warp has whose number differs in the bit ``offset``; all threads of the warp are here."""
+    everyone, distance = tirx.const(2**32 - 1, "uint32"), tirx.const(offset, "int32")
+    return tirx.call_extern(dtype_name(x), "__shfl_xor_sync", everyone, x, distance)

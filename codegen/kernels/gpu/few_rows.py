@@ -1,0 +1,168 @@
+"""Matrix products with few rows, which take as long as reading the right operand takes.
+
+Every element of it is read once, in vectors, by a thread that multiplies it with all rows. Threads of a block share its
+columns and divide the inner dimension; what they have summed is added up in shared memory, always in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from ...scalar import Expr
+from ..anchor import Anchor
+from ..loops import ceildiv, i64, local, serial, unrolled, when
+from ..matmul import X, Y
+from .blocks import WARP, blocks, from_lane, shared, wait_for_block
+from .operand import Vectors
+
+AHEAD = 4  # vectors of the right operand that a thread asks for at a time
+
+
+def emit_few_rows(k: Anchor, most: int) -> None:
+    """Write one launch of x[..., M, K] @ y[..., K, N] for at most so many rows."""
+    along_columns, along_inner = Vectors(k, Y, -1), Vectors(k, Y, -2)
+    if along_inner.width > 1:
+        _DotProducts(k, most, along_inner).emit()
+    else:
+        _Columns(k, most, along_columns).emit()
+
+
+@dataclass
+class _FewRows:
+    """What both forms share; a block has ``threads`` threads."""
+
+    k: Anchor
+    most: int
+    right: Vectors
+    threads: ClassVar[int]
+
+    def __post_init__(self) -> None:
+        *self.batch, self.rows, self.inner = map(self.k.extent, self.k.dims(X))
+        self.columns = self.k.extent(self.k.dims(Y)[-1])
+        self.dtype = self.k.compute_dtype(X)
+
+    def zeros(self, size: int) -> tirx.Buffer:
+        sums = local((self.most, size), self.dtype)
+        with unrolled(self.most) as i, unrolled(size) as j:
+            T.buffer_store(sums, tirx.const(0, self.dtype), [i, j])
+        return sums
+
+    def row(self, i: int) -> Expr:
+        """Rows in excess repeat the last one."""
+        return tirx.min(i64(i), self.rows - i64(1)) if i else i64(0)
+
+    def finish(self, parts: tirx.Buffer, at: Sequence[Expr], first: Expr, thread: Expr) -> None:
+        """Add up [part, row, column] over the parts, and the epilogue."""
+        count, _, width = map(int, parts.shape)
+        wait_for_block()
+        with serial(ceildiv(self.most * width, self.threads)) as step:
+            element = step * i64(self.threads) + thread
+            row, column = tirx.truncdiv(element, i64(width)), first + tirx.truncmod(element, i64(width))
+            with when(tirx.all(row < self.rows, row < i64(self.most), column < self.columns)):
+                total = local((1,), self.dtype)
+                T.buffer_store(total, tirx.const(0, self.dtype), [0])
+                with serial(count) as part:
+                    T.buffer_store(total, total[0] + parts[part, row, tirx.truncmod(element, i64(width))], [0])
+                self.k.store(0, [*at, row, column], total[0])
+
+
+class _Columns(_FewRows):
+    """Neighbours along the columns are neighbours in memory: a thread has a vector of columns."""
+
+    threads = 512
+
+    def lanes(self) -> int:
+        """Threads side by side on one row of the right operand: as many as leave a block to every multiprocessor."""
+        columns = self.k.dims(Y)[-1]
+        if self.right.width == 1 or not isinstance(columns, int):
+            return WARP if self.right.width == 1 else 4
+        enough = columns * 4 // (self.right.width * self.k.target.cores)
+        return max(2, min(8, 1 << max(enough, 1).bit_length() - 1))
+
+    def emit(self) -> None:
+        lanes = self.lanes()
+        width, groups = lanes * self.right.width, self.threads // lanes
+        with blocks([*self.batch, ceildiv(self.columns, width)], self.threads) as ((*at, block), thread):
+            first = block * i64(width)
+            lane, group = tirx.truncmod(thread, i64(lanes)), tirx.truncdiv(thread, i64(lanes))
+            column = tirx.min(first + lane * i64(self.right.width), self.columns - i64(self.right.width))
+            sums = self.zeros(self.right.width)
+            whole = tirx.truncdiv(self.inner, i64(groups * AHEAD))
+            with serial(whole) as step:
+                self._add(
+                    sums, at, column, [step * i64(groups * AHEAD) + i64(u * groups) + group for u in range(AHEAD)]
+                )
+            start = whole * i64(groups * AHEAD) + group
+            with serial(ceildiv(tirx.max(self.inner - start, i64(0)), groups)) as step:
+                self._add(sums, at, column, [start + step * i64(groups)])
+            self._share(sums, at, first, thread, lanes)
+
+    def _add(self, sums: tirx.Buffer, at: Sequence[Expr], column: Expr, inner: Sequence[Expr]) -> None:
+        """Products of some inner indices; all of the right operand is asked for before any is used."""
+        held = [self.right.load([*at, n, column]) for n in inner]
+        for n, values in zip(inner, held, strict=True):
+            for i in range(self.most):
+                x = self.k.read(X, *at, self.row(i), n)
+                for j in range(self.right.width):
+                    T.buffer_store(sums, sums[i, j] + x * self.right.element(values, j), [i, j])
+
+    def _share(self, sums: tirx.Buffer, at: Sequence[Expr], first: Expr, thread: Expr, lanes: int) -> None:
+        """Add up over the lanes of a warp that have the same columns, then over the warps."""
+        width = self.right.width
+        parts = shared((self.threads // WARP, self.most, lanes * width), self.dtype)
+        offset = lanes
+        while offset < WARP:
+            with unrolled(self.most) as i, unrolled(width) as j:
+                T.buffer_store(sums, sums[i, j] + from_lane(sums[i, j], offset), [i, j])
+            offset *= 2
+        lane = tirx.truncmod(thread, i64(WARP))
+        with when(lane < i64(lanes)), unrolled(self.most) as i, unrolled(width) as j:
+            T.buffer_store(parts, sums[i, j], [tirx.truncdiv(thread, i64(WARP)), i, lane * i64(width) + j])
+        self.finish(parts, at, first, thread)
+
+
+class _DotProducts(_FewRows):
+    """Neighbours along the inner dimension are neighbours in memory: a warp has some columns, its lanes the inner one."""
+
+    threads, own = 256, 1
+
+    def emit(self) -> None:
+        left, width = Vectors(self.k, X, -1), self.threads // WARP * self.own
+        with blocks([*self.batch, ceildiv(self.columns, width)], self.threads) as ((*at, block), thread):
+            lane, warp = tirx.truncmod(thread, i64(WARP)), tirx.truncdiv(thread, i64(WARP))
+            mine = [
+                tirx.min(block * i64(width) + warp * i64(self.own) + i64(j), self.columns - i64(1))
+                for j in range(self.own)
+            ]
+            sums, stride = self.zeros(self.own), WARP * self.right.width
+            with serial(ceildiv(tirx.max(self.inner - lane * i64(self.right.width), i64(0)), stride)) as step:
+                self._add(sums, left, at, step * i64(stride) + lane * i64(self.right.width), mine)
+            self._share(sums, at, block * i64(width), thread)
+
+    def _add(self, sums: tirx.Buffer, left: Vectors, at: Sequence[Expr], n: Expr, columns: Sequence[Expr]) -> None:
+        """Products of a vector of inner indices."""
+        held = [self.right.load([*at, n, column]) for column in columns]
+        for i in range(self.most):
+            for u in range(0, self.right.width, left.width):
+                x = left.load([*at, self.row(i), n + i64(u)])
+                for j, values in enumerate(held):
+                    for v in range(left.width):
+                        product = left.element(x, v) * self.right.element(values, u + v)
+                        T.buffer_store(sums, sums[i, j] + product, [i, j])
+
+    def _share(self, sums: tirx.Buffer, at: Sequence[Expr], first: Expr, thread: Expr) -> None:
+        parts = shared((1, self.most, self.threads // WARP * self.own), self.dtype)
+        lane, warp = tirx.truncmod(thread, i64(WARP)), tirx.truncdiv(thread, i64(WARP))
+        offset = 1
+        while offset < WARP:
+            with unrolled(self.most) as i, unrolled(self.own) as j:
+                T.buffer_store(sums, sums[i, j] + from_lane(sums[i, j], offset), [i, j])
+            offset *= 2
+        with when(tirx.EQ(lane, i64(0))), unrolled(self.most) as i, unrolled(self.own) as j:
+            T.buffer_store(parts, sums[i, j], [i64(0), i, warp * i64(self.own) + j])
+        self.finish(parts, at, first, thread)

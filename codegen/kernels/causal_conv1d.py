@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import dims as d
 
-from ..math import silu
+from ..math import opaque, silu
 from .anchor import Anchor
 from .loops import Blocks, Expr, ceildiv, i64, lanes, local, parallel, serial, unravel, unrolled, when
 
@@ -63,15 +63,19 @@ def _step(k: Anchor, b: Expr, t: Expr, channel: Expr, width: int, *, head: bool)
             with T.If(source >= i64(0)):
                 with T.Then():
                     add_tap(tap, lambda c: k.read(X, b, source, c))
-                if k.has("state"):
-                    with T.Else():
-                        add_tap(tap, lambda c: k.read("state", b, t + tap, c))
+                with T.Else():
+                    add_tap(tap, lambda c: _before(k, b, t + tap, c))
         else:
             add_tap(tap, lambda c: k.read(X, b, source, c))
     with lanes(width) as j:
         T.buffer_store(y, silu(y[j]) if k.node.attrs["activation"] == "silu" else y[j], [j])
     with lanes(width) as j:
         k.store(0, [b, t, channel + j], y[j])
+
+
+def _before(k: Anchor, b: Expr, i: Expr, channel: Expr) -> Expr:
+    """An input before the sequence; zero, which an infinite weight makes NaN, unless there is a state."""
+    return k.read("state", b, i, channel) if k.has("state") else opaque(tirx.const(0, k.compute_dtype(X)))
 
 
 def _store_state(k: Anchor, b: Expr, i: Expr, channel: Expr, width: int) -> None:
@@ -82,5 +86,4 @@ def _store_state(k: Anchor, b: Expr, i: Expr, channel: Expr, width: int) -> None
         with T.Then(), lanes(width) as j:
             k.store(1, [b, i, channel + j], k.read(X, b, source, channel + j))
         with T.Else(), lanes(width) as j:
-            old = k.read("state", b, length + i, channel + j) if k.has("state") else tirx.const(0, k.compute_dtype(X))
-            k.store(1, [b, i, channel + j], old)
+            k.store(1, [b, i, channel + j], _before(k, b, length + i, channel + j))

@@ -115,11 +115,15 @@ def _rolled(k: Anchor, states: int) -> Expr | int:
 
 
 def _decay(t: Expr) -> Expr:
-    """2**t, saturated at the ends of the exponent range of fp32: two operations less than exact zero and infinity."""
+    """2**t, in two operations less than exact ones: never below 2**-126, and NaN where the power is no number of fp32.
+
+    So a state may be off by 2**-126 of itself, and one that overflows is NaN even where the loop would give infinity.
+    """
     if dtype_name(t) == "float64" or on_device():
         return exp2(t)
     t = bind(select(t < const(-126.0, t), const(-126.0, t), t))
-    return exp2_in_range(bind(select(t > const(127.9, t), const(127.9, t), t)))
+    # From 128 on, the exponent is that of infinities and NaN.
+    return exp2_in_range(bind(select(t > const(128.5, t), const(128.5, t), t)))
 
 
 def _step_size(task: Task, t: Expr, lane: Expr, dtype: str) -> Expr:

@@ -100,7 +100,8 @@ conv = OpDef(
         BadExample(("f32[2, 3, 2]", "f32[5, 3, 3]"), _CONV1, "a window spans 3, the padded axis has 2"),
         BadExample(("f32[2, 3, 7]", "f32[5, 3, 3]"), {**_CONV1, "strides": (1, 1)}, "strides has 2 entries for 1"),
     ),
-    doc="Cross-correlation of x [B, C, *S] with w [O, C/groups, *K]; padding is (before, after) per axis, with zeros.",
+    doc="Cross-correlation of x [B, C, *S] with w [O, C/groups, *K]; padding is (before, after) per axis, with zeros. A kernel may "
+    "leave out what lies on the padding, which shows where a weight is infinite: zero times infinity is NaN.",
 )
 
 # --- depthwise_conv -------------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ depthwise_conv = OpDef(
         BadExample(("f32[2, 7, 3]", "f32[3, 4]"), _CONV1, "takes x [B, *S, C] and w [*K, C]"),
         BadExample(("f32[2, 2, 3]", "f32[3, 3]"), _CONV1, "a window spans 3, the padded axis has 2"),
     ),
-    doc="Cross-correlation of each channel by itself, channels innermost: x [B, *S, C] with w [*K, C].",
+    doc="Cross-correlation of each channel by itself, channels innermost: x [B, *S, C] with w [*K, C]; padding as in conv.",
 )
 
 # --- conv_transpose -------------------------------------------------------------------------------------------------

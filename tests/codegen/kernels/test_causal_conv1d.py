@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from .harness import Compiled
@@ -30,3 +31,17 @@ def test_without_options_on_a_slice() -> None:
     kernel = Compiled(PLAIN)
     for batch, length in ((1, 1), (2, 3), (1, 65)):
         kernel.check_random(B=batch, L=length)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("operand", [0, 1])
+def test_values_that_are_no_numbers_are_those_of_the_definition(operand: int, value: float) -> None:
+    """Padding is zeros, and zero times an infinite weight is NaN."""
+    kernel = Compiled(PLAIN)
+    arrays = kernel.draw(0, {}, {"B": 1, "L": 7})
+    arrays[operand][..., 0, 13 if operand == 0 else 3] = value
+    with np.errstate(invalid="ignore"):
+        expected = kernel.expected(arrays)
+    for found, wanted in zip(kernel(*arrays), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    assert not np.isfinite(expected[0]).all()

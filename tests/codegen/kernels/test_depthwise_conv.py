@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from .harness import Compiled
@@ -31,3 +32,15 @@ def test_planes(c: int, k: int, p: int, d: int) -> None:
 @pytest.mark.parametrize("c", [1, 7, 33])
 def test_strides(c: int) -> None:
     Compiled(LINE.format(c=c)).check_random(B=3)
+
+
+def test_a_tap_on_the_padding_adds_nothing_even_if_it_is_infinite() -> None:
+    kernel = Compiled(LINE.format(c=1))
+    (x, w) = kernel.draw(0, {"x": (0.1, 1.0)}, {"B": 1})
+    expected = kernel.expected([x, np.where(np.arange(4)[:, None] == 0, 0, w).astype(np.float32)])[0]
+    w[0] = np.inf
+    (found,) = kernel(x, w)
+    assert found[0, 0] == pytest.approx(expected[0, 0])
+    assert (found[0, 1:] == np.inf).all()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(kernel.expected([x, w])[0][0, 0])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+
+from coilc.ir.interpret import evaluate_body
 
 from .harness import Compiled
 
@@ -54,3 +57,21 @@ def test_half_precision_keeps_the_state_in_f32() -> None:
     kernel = Compiled(HALF)
     for length in (1, 37):
         kernel.check_random(ranges={"dt": (-3.0, 0.0), "a": (-2.0, -0.1)}, B=2, L=length)
+
+
+AWKWARD = (0.0, 1e-30, 88.0, -88.0, 100.0, -100.0, np.inf, -np.inf, np.nan)
+
+
+@pytest.mark.parametrize("operand", range(5))
+def test_awkward_values_are_those_of_the_loop(operand: int) -> None:
+    """In fp32, where both are finite; and where the loop is not, neither is the kernel."""
+    kernel = Compiled(FULL.format(d=16, n=4, g=1))
+    for seed, value in enumerate(AWKWARD):
+        arrays = kernel.draw(seed, RANGES, {"B": 1, "L": 5})
+        arrays[operand].ravel()[np.random.default_rng(seed).integers(arrays[operand].size)] = value
+        with np.errstate(all="ignore"):
+            expected = evaluate_body(kernel.body.substitute(kernel.bindings(arrays)), arrays)
+        for found, wanted in zip(kernel(*arrays), expected, strict=True):
+            np.testing.assert_array_equal(np.isfinite(found), np.isfinite(wanted), f"{value}")
+            finite = np.isfinite(wanted)
+            np.testing.assert_allclose(found[finite], wanted[finite], rtol=1e-4, atol=1e-5, err_msg=f"{value}")

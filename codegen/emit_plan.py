@@ -143,7 +143,7 @@ class _Entry:
         slots = self.table("int32_t", "slots", [str(self.quantities.of(*sizes)) for sizes in entry.slots])
         dims = [self.dims("input", entry.inputs), self.dims("output", entry.outputs)]
         args = self.table("plan_arg", "args", self.args)
-        room = self.room()
+        room, rules = self.room(), self.table("plan_rule", "rules", [self.rule(dim) for dim in entry.required])
         public = _row(
             _string(entry.name), len(symbols), len(entry.inputs), len(entry.outputs), len(entry.calls),
             self.table("coil_symbol", "symbols", symbols), self.tensors("inputs", entry.inputs),
@@ -152,7 +152,8 @@ class _Entry:
         )  # fmt: skip
         self.source.parts.append(self.quantities.function(f"evaluate_{self.suffix}"))
         private = _row(
-            f"evaluate_{self.suffix}", *dims, slots, args, calls, count(), len(entry.slots), len(self.args), room
+            f"evaluate_{self.suffix}", *dims, slots, args, calls, count(), len(entry.slots), len(self.args), room, rules,
+            len(entry.required),
         )  # fmt: skip
         return public, private
 
@@ -161,6 +162,9 @@ class _Entry:
         if room is None:
             return _row(-1, 0, 0)
         return _row(room.clock, self.quantities.of(room.capacity), self.quantities.of(room.elements))
+
+    def rule(self, dim: Dim) -> str:
+        return _row(self.quantities.of(dim), _string(str(dim)))
 
     def call(self, call: Call) -> str:
         first = len(self.args)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 
 from tvm import tirx
 
@@ -24,8 +25,8 @@ def lower_body(body: Graph, name: str, target: Target) -> tirx.PrimFunc:
     Raises:
         UnsupportedError: no lowering takes this body; the fusion pass does not make such bodies.
     """
-    body, emit = choose(body)
-    return build_kernel(body, name, target, emit)
+    chosen, emit = choose(body)
+    return build_kernel(replace(chosen, symbols=body.symbols), name, target, emit)
 
 
 def choose(body: Graph, strided: Collection[Value] = ()) -> tuple[Graph, Callable[[Kernel], None]]:

@@ -17,6 +17,8 @@ from coilc.ir import CoilError, Dim, Graph, Location, Module, Node, SymDim, Tens
 from coilc.ir.opdef import IN_PLACE
 from coilc.passes.plan_memory import MemoryPlan, plan_memory, root
 
+from .requirements import requirements
+
 COPY = ""  # the kernel name of a call that copies its first argument to its second
 UNBOUNDED = 2**63 - 1
 
@@ -79,6 +81,7 @@ class EntryPlan:
 
     ``states`` pairs the number of an input with that of the output that takes its place in the next call. ``kept`` are
     those states, by number, that only grow: they are written in place, and what is there stays. ``room`` is theirs.
+    ``required`` dims must not be negative in a run.
     """
 
     name: str
@@ -90,6 +93,7 @@ class EntryPlan:
     states: tuple[tuple[int, int], ...] = ()
     kept: frozenset[int] = frozenset()
     room: Room | None = None
+    required: tuple[Dim, ...] = ()
 
     def rows(self, number: int) -> int:
         """Of a state: 1 if it has a row per sequence of the batch, 0 if it is one for all, -1 if neither."""
@@ -159,6 +163,12 @@ def kernel_symbols(body: Graph) -> tuple[str, ...]:
     return tuple(sorted({s for node in body.nodes for t in node.types for s in dims.symbols(t.dims)}))
 
 
+def with_ranges(body: Graph, graph: Graph) -> Graph:
+    """The body with what its kernel must know of the symbols: which of them can be 0."""
+    ranges = graph.ranges
+    return replace(body, symbols=tuple((s, (int(ranges[s][0] > 0), None)) for s in kernel_symbols(body)))
+
+
 def _stored_names(module: Module) -> dict[Node, str]:
     """What an artifact keeps: weights that an entry uses, and constants outside kernels, which get a name here."""
     nodes = dict.fromkeys(node for graph in module.entries.values() for node in graph.nodes)
@@ -194,8 +204,9 @@ class _Entry:
         states = self._states()
         appends = {s: node for s, link in enumerate(states) if (node := self._append(*link))}
         room = self._room(states, next(iter(appends.values()))) if appends else None
+        required = requirements(self.graph)
         return EntryPlan(
-            name, symbols, inputs, outputs, self.memory.slots, tuple(calls), states, frozenset(appends), room
+            name, symbols, inputs, outputs, self.memory.slots, tuple(calls), states, frozenset(appends), room, required
         )
 
     def _append(self, before: int, after: int) -> Node | None:
@@ -238,7 +249,7 @@ class _Entry:
         return self.stored.get(value.node) or Ref("slot", self.memory.placement[value])
 
     def _call(self, node: Node) -> Call:
-        body: Graph = node.attrs["body"]
+        body = with_ranges(node.attrs["body"], self.graph)
         kernel = self.kernels.setdefault(body, _kernel_name(body, len(self.kernels)))
         args = (*map(self._home, node.inputs), *map(self._home, node.results))
         results = tuple(Result(v.type, _location(v)) for v in node.results)

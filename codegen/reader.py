@@ -7,8 +7,8 @@ IRBuilder and are reused in that frame and those inside it: expressions stay lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 from tvm import tirx
@@ -21,7 +21,7 @@ from coilc.ir.dims import Dim, Dims
 from coilc.ir.opdef import ELEMENTWISE
 
 from .elementwise import evaluate
-from .scalar import Expr, bind, compute_dtype, constant, convert, decode, encode
+from .scalar import Expr, bind, compute_dtype, constant, convert, decode, encode, guarded, may_be_empty
 
 Indices = Sequence[Expr]
 View = Callable[[Indices], Expr]
@@ -120,6 +120,14 @@ class Reader:
         if name in MOVES:
             return MOVES[name](self, value, indices)
         raise UnsupportedError("this cannot be evaluated element by element:", [(name, value.location)])
+
+    def unless_empty(self, value: Value, axes: Iterable[int], read: Callable[[], Expr]) -> Expr:
+        """``read()``, an element of ``value``, or zero where one of the axes has none: then nothing is read."""
+        extents, zero = [value.dims[axis] for axis in axes], constant(0, value.type.dtype)
+        if 0 in extents:
+            return zero
+        open_ = [self.dim(extent) > index(0) for extent in extents if may_be_empty(extent)]
+        return guarded(reduce(tirx.And, open_), read, zero) if open_ else read()
 
     def memory_of(self, value: Value) -> tirx.Buffer | None:
         """The buffer that holds a value, perhaps under other dims."""
@@ -228,7 +236,7 @@ def _concat(reader: Reader, value: Value, indices: Indices) -> Expr:
             continue
         local = _affine(reader, indices[axis], -start, 1)
         inside = (*indices[:axis], bind(_clamp(local, reader.dim(x.dims[axis]))), *indices[axis + 1 :])
-        element = reader._read(x, inside)
+        element = reader.unless_empty(x, [axis], partial(reader._read, x, inside))
         result = element if result is None else tirx.Select(indices[axis] < reader.dim(start), result, element)
         start = start + x.dims[axis]
     assert result is not None, "a concat of nothing has no elements"
@@ -238,14 +246,15 @@ def _concat(reader: Reader, value: Value, indices: Indices) -> Expr:
 def _pad(reader: Reader, value: Value, indices: Indices) -> Expr:
     (x,) = value.node.inputs
     low, high = value.node.attrs["low"], value.node.attrs["high"]
-    inside, tests = list(indices), []
+    inside, tests, padded = list(indices), [], []
     for axis, (before, after) in enumerate(zip(low, high, strict=True)):
         extent = reader.dim(x.dims[axis])
         if before != 0 or after != 0:
             shifted = bind(_affine(reader, indices[axis], -before, 1))
             inside[axis] = bind(_clamp(shifted, extent))
             tests += [shifted >= index(0)] * (before != 0) + [shifted < extent] * (after != 0)
-    element = reader._read(x, tuple(inside))
+            padded.append(axis)
+    element = reader.unless_empty(x, padded, partial(reader._read, x, tuple(inside)))
     fill = constant(value.node.attrs["value"], value.type.dtype)
     return tirx.Select(reduce(tirx.And, tests), element, fill) if tests else element
 
@@ -269,15 +278,15 @@ def _take(reader: Reader, value: Value, indices: Indices) -> Expr:
     x, where = value.node.inputs
     axis = value.node.attrs["axis"] % x.type.rank
     inner = axis + where.type.rank
-    i = reader._read(where, tuple(indices[axis:inner]))
-    return reader._read(x, (*indices[:axis], wrapped(reader, i, x.dims[axis]), *indices[inner:]))
+    i = wrapped(reader, reader._read(where, tuple(indices[axis:inner])), x.dims[axis])
+    return reader.unless_empty(x, [axis], lambda: reader._read(x, (*indices[:axis], i, *indices[inner:])))
 
 
 def _gather(reader: Reader, value: Value, indices: Indices) -> Expr:
     x, where = value.node.inputs
     axis = value.node.attrs["axis"] % x.type.rank
-    i = reader._read(where, tuple(indices))
-    return reader._read(x, (*indices[:axis], wrapped(reader, i, x.dims[axis]), *indices[axis + 1 :]))
+    i = wrapped(reader, reader._read(where, tuple(indices)), x.dims[axis])
+    return reader.unless_empty(x, [axis], lambda: reader._read(x, (*indices[:axis], i, *indices[axis + 1 :])))
 
 
 def _table(reader: Reader, value: Value, indices: Indices) -> Expr:

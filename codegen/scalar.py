@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeAlias
@@ -13,7 +13,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx.script.builder.frame import ForFrame, LaunchThreadFrame, WhileFrame
 
-from coilc.ir import DType
+from coilc.ir import Dim, DType, Graph
+from coilc.ir import dims as d
 
 Expr: TypeAlias = "tvm.ir.Expr"
 
@@ -52,16 +53,23 @@ def constant(value: bool | float, dtype: DType) -> Expr:
 # --- whose code is being written ----------------------------------------------------------------------------------------
 
 _device: ContextVar[bool] = ContextVar("device", default=False)
+_ranges: ContextVar[Mapping[str, tuple[int, int | None]]] = ContextVar("ranges", default={})  # noqa: B039
 
 
 @contextmanager
-def code_of(device: bool) -> Iterator[None]:
-    """What is written inside runs on the processor, or on a device whose threads are scalar."""
-    token = _device.set(device)
+def code_of(body: Graph, device: bool) -> Iterator[None]:
+    """What is written inside is the body's, and runs on the processor or on a device whose threads are scalar."""
+    tokens = _device.set(device), _ranges.set(body.ranges)
     try:
         yield
     finally:
-        _device.reset(token)
+        _device.reset(tokens[0])
+        _ranges.reset(tokens[1])
+
+
+def may_be_empty(extent: Dim) -> bool:
+    """Whether an axis can have no elements, for the ranges of the symbols that the body knows."""
+    return d.bounds(extent, _ranges.get())[0] < 1
 
 
 def on_device() -> bool:
@@ -119,6 +127,16 @@ def bind(x: Expr) -> Expr:
     lane, width = _open_vectors[-1] if _open_vectors else (0, 1)
     local = allocate((width,), dtype)
     T.buffer_store(local, x, [lane])
+    return local[lane]
+
+
+def guarded(condition: Expr, x: Callable[[], Expr], otherwise: Expr) -> Expr:
+    """``x()``, which is evaluated only where the condition holds, else the constant ``otherwise``."""
+    lane, width = _open_vectors[-1] if _open_vectors else (0, 1)
+    local = allocate((width,), dtype_name(otherwise))
+    T.buffer_store(local, otherwise, [lane])
+    with T.If(condition), T.Then():
+        T.buffer_store(local, x(), [lane])
     return local[lane]
 
 

@@ -12,9 +12,10 @@ from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_int64, c_size_t, 
 from pathlib import Path
 from threading import Lock
 
-from .errors import ArtifactError, RunError
+from .errors import ArtifactError, InputError, RunError
 
 ABI_VERSION = 4
+_ARGUMENT = 1  # the status COIL_ARGUMENT
 TraceFunction = ctypes.CFUNCTYPE(c_int, c_void_p, c_int32, POINTER(c_void_p), c_int32)
 _Pointers = Sequence[int]
 
@@ -169,12 +170,16 @@ class NativeSession:
         """Fix the symbols of an entry, unless they are what they were.
 
         Raises:
+            InputError: values outside their range, or that do not fit together.
             RunError: no memory for an arena of that size.
         """
         if self.bound.get(entry) != symbols:
             self.bound.pop(entry, None)
             values = (c_int64 * len(symbols))(*symbols)
-            self.library.check(self.library.native.coil_session_bind(self.handle, entry, values))
+            code = self.library.native.coil_session_bind(self.handle, entry, values)
+            if code == _ARGUMENT:
+                raise InputError(self.library.message())
+            self.library.check(code)
             self.bound[entry] = symbols
 
     def run(self, entry: int, inputs: _Pointers, outputs: _Pointers) -> None:

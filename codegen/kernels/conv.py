@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -164,7 +164,8 @@ def _masked(k: Anchor, tile: Tile, seen: tirx.Buffer, lead: list[Expr], at: Expr
         place = at + j * i64(stride)
         inside = tirx.And(place >= i64(0), place < extent)
         clamped = tirx.max(tirx.min(place, extent - i64(1)), i64(0))
-        T.buffer_store(seen, tirx.Select(inside, k.read(X, *lead, clamped), tirx.const(0, str(seen.dtype))), [j])
+        element = k.kernel.reader.unless_empty(x, [-1], partial(k.read, X, *lead, clamped))
+        T.buffer_store(seen, tirx.Select(inside, element, tirx.const(0, str(seen.dtype))), [j])
 
 
 def _masked_vector(tile: Tile, seen: tirx.Buffer, element: Expr, at: Expr, extent: Expr) -> None:

@@ -6,6 +6,7 @@ update_slice writes only the update: what it keeps of x is there already.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from tvm import tirx
 
@@ -16,9 +17,9 @@ from coilc.ir.dims import Dims
 from ..elementwise import maximum, minimum
 from ..loops import alone, blocks, for_each_task, lanes, vector_loop, whole_axis
 from ..reader import wrapped
-from ..scalar import Expr, bind, decode
+from ..scalar import Expr, bind, decode, may_be_empty
 from .anchor import Anchor
-from .loops import serial, when
+from .loops import i64, serial, when
 
 COMBINE: Mapping[str, Callable[[Expr, Expr], Expr]] = {
     "set": lambda _, new: new,
@@ -32,13 +33,13 @@ COMBINE: Mapping[str, Callable[[Expr, Expr], Expr]] = {
 def emit_scatter(k: Anchor) -> None:
     """Write the body of the kernel: x[B.., n, C..], indices and updates [B.., m, C..]."""
     _copy(k)
-    axis, combine = k.node.attrs["axis"], COMBINE[k.node.attrs["reduce"]]
+    axis, combine = k.node.attrs["axis"] % len(k.dims(0)), COMBINE[k.node.attrs["reduce"]]
 
     def update(at: list[Expr]) -> None:
         i = wrapped(k.kernel.reader, k.read(1, *at), k.dims(0)[axis])
         _combine(k, [*at[:axis], i, *at[axis + 1 :]], k.read(2, *at), combine)
 
-    with alone():
+    with alone(), _unless_empty(k, k.dims(0)[axis : axis + 1]):
         _nest(k, k.dims(1), update)
 
 
@@ -67,8 +68,14 @@ def emit_index_put(k: Anchor) -> None:
 
         _nest(k, rest[:-1], row)
 
-    with alone():
+    with alone(), _unless_empty(k, k.dims(0)[:count]):
         _nest(k, places, update)
+
+
+def _unless_empty(k: Anchor, extents: Dims) -> AbstractContextManager[None]:
+    """What is written inside runs unless an axis has no elements, of which none could be updated."""
+    open_ = [k.extent(extent) > i64(0) for extent in extents if may_be_empty(extent)]
+    return when(tirx.all(*open_)) if open_ else nullcontext()
 
 
 def emit_update_slice(k: Anchor) -> None:

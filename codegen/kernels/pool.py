@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import partial, reduce
 
 from tvm import tirx
 
@@ -34,10 +34,11 @@ def _element(k: Anchor, at: list[Expr]) -> None:
     neutral, step = STEPS[ops.max if k.node.attrs["kind"] == "max" else ops.sum]
     dtype = k.node.types[0].dtype
     total = tirx.const(neutral(dtype), k.compute_dtype(0))
-    fill = total
+    fill, lead = total, len(at) - len(k.node.attrs["window"])
+    padded = [lead + axis for axis, ends in enumerate(k.node.attrs["padding"]) if any(ends)]
     for tap in _taps(k.node.attrs["window"]):
         place, inside = _source(k, at, tap)
-        element = k.read(0, *place)
+        element = k.kernel.reader.unless_empty(k.operands[0], padded, partial(k.read, 0, *place))
         total = bind(step(total, element if inside is None else bind(tirx.Select(inside, element, fill))))
     k.store(0, at, total)
 

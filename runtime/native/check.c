@@ -101,11 +101,19 @@ static bool calls_fit(const coil_entry *entry, const plan_entry *plan) {
     return true;
 }
 
+static bool rules_fit(const plan_entry *plan) {
+    if (!table(plan->rules, plan->rule_count)) return false;
+    for (int32_t i = 0; i < plan->rule_count; i++)
+        if (!plan->rules[i].text || !within(plan->rules[i].quantity, plan->quantity_count)) return false;
+    return true;
+}
+
 static bool entry_fits(const coil_entry *entry, const plan_entry *plan) {
     return entry->name && plan->evaluate && within(plan->quantity_count, MOST_ROWS) &&
            tensors_fit(entry->inputs, plan->input_dims, entry->input_count, plan->quantity_count) &&
            tensors_fit(entry->outputs, plan->output_dims, entry->output_count, plan->quantity_count) &&
-           symbols_fit(entry) && states_fit(entry, plan) && args_fit(entry, plan) && calls_fit(entry, plan);
+           symbols_fit(entry) && states_fit(entry, plan) && args_fit(entry, plan) && calls_fit(entry, plan) &&
+           rules_fit(plan);
 }
 
 static bool device_fits(const plan_device *device) {
@@ -187,9 +195,21 @@ static bool states_keep_their_size(int32_t index, const int64_t *quantities) {
     return true;
 }
 
+static int check_rules(int32_t index, const int64_t *quantities) {
+    const plan_entry *plan = &coil_plan.entries[index];
+    for (int32_t i = 0; i < plan->rule_count; i++)
+        if (quantities[plan->rules[i].quantity] < 0)
+            return coil_fail(COIL_ARGUMENT, "entry '%s' needs %s to be at least 0, it is %lld here",
+                             coil_plan.description.entries[index].name, plan->rules[i].text,
+                             (long long)quantities[plan->rules[i].quantity]);
+    return COIL_OK;
+}
+
 int coil_check_sizes(int32_t index, const int64_t *quantities) {
     const coil_entry *entry = &coil_plan.description.entries[index];
     const plan_entry *plan = &coil_plan.entries[index];
+    int code = check_rules(index, quantities);
+    if (code) return code;
     if (!tensors_bounded(entry->inputs, plan->input_dims, entry->input_count, quantities) ||
         !tensors_bounded(entry->outputs, plan->output_dims, entry->output_count, quantities))
         return coil_fail(COIL_ARGUMENT, "entry '%s': the sizes overflow 64 bits", entry->name);

@@ -38,6 +38,12 @@ typedef struct plan_room {
     int32_t capacity, elements; /* quantities */
 } plan_room;
 
+/* What must not be negative, or something outside of a tensor would be read. */
+typedef struct plan_rule {
+    int32_t quantity;
+    const char *text; /* over the symbols, for people */
+} plan_rule;
+
 /* A quantity is an integer that depends on the symbols: a dim, a size in bytes. */
 typedef struct plan_entry {
     int (*evaluate)(const int64_t *symbols, int64_t *quantities); /* non-zero: an overflow */
@@ -47,6 +53,8 @@ typedef struct plan_entry {
     const plan_call *calls;
     int32_t quantity_count, slot_count, arg_count;
     plan_room room;
+    const plan_rule *rules;
+    int32_t rule_count;
 } plan_entry;
 
 typedef struct plan_weight {

@@ -20,6 +20,7 @@ static struct {
     const int32_t *dim_tables[ENTRIES][2][TENSORS];
     plan_arg args[ENTRIES][ARGS];
     plan_call calls[ENTRIES][ROWS];
+    plan_rule rules[ENTRIES][ROWS];
 } rows;
 
 static int64_t constants[QUANTITIES];
@@ -82,12 +83,19 @@ static void fill_entry(stream *from, int entry) {
     }
     plan_room room = {(int32_t)(next_byte(from) % 4) - 1, index_of(from, QUANTITIES), index_of(from, QUANTITIES)};
     rows.plans[entry] = (plan_entry){evaluate, rows.dim_tables[entry][0], rows.dim_tables[entry][1], rows.slots[entry],
-                                     rows.args[entry], rows.calls[entry], QUANTITIES, index_of(from, ROWS + 1), ARGS, room};
+                                     rows.args[entry], rows.calls[entry], QUANTITIES, index_of(from, ROWS + 1), ARGS, room,
+                                     rows.rules[entry], 0};
     int32_t symbols = 1 + next_byte(from) % 2, calls = next_byte(from) % (ROWS + 1), states = index_of(from, 3);
     rows.entries[entry] = (coil_entry){"e", symbols, TENSORS, TENSORS, calls, rows.symbols[entry],
                                        rows.tensors[entry][0], rows.tensors[entry][1], states, rows.links[entry]};
     if (rows.plans[entry].slot_count > ROWS) rows.plans[entry].slot_count = ROWS;
     if (states > ROWS) rows.entries[entry].state_count = ROWS;
+}
+
+static void fill_rules(stream *from, int entry) {
+    for (int i = 0; i < ROWS; i++) rows.rules[entry][i] = (plan_rule){index_of(from, QUANTITIES), next_byte(from) == 255 ? NULL : "q"};
+    int32_t count = index_of(from, 2);
+    rows.plans[entry].rule_count = count > ROWS ? ROWS : count;
 }
 
 static void fill(stream *from) {
@@ -101,6 +109,7 @@ static void fill(stream *from) {
                      "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"},
                     rows.plans, rows.weights, index_of(from, ROWS + 1), {0}};
     if (tables.weight_count > ROWS) tables.weight_count = ROWS;
+    for (int i = 0; i < ENTRIES; i++) fill_rules(from, i);
 }
 
 /* Memory exactly as large as the session says; NULL when it is more than a test wants. */

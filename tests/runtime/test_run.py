@@ -88,12 +88,11 @@ def test_an_arena_that_cannot_be_reserved(artifact: Path) -> None:
     with model._session(request) as session:
         with pytest.raises(RunError, match="bytes for the arena"):
             session.bind(0, (8, 1 << 50))
-        with pytest.raises(RunError, match="sizes overflow"):
+        with pytest.raises(InputError, match="sizes overflow"):
             session.bind(0, (8, 1 << 60))
-        with pytest.raises(RunError, match="B = 9 is outside 1 to 8"):
+        with pytest.raises(InputError, match="B = 9 is outside 1 to 8"):
             session.bind(0, (9, 1))
-        with pytest.raises(RunError, match="entry 'main' is not bound"):
-            session.run(0, *request.addresses)
+        session.run(0, *request.addresses)  # what failed left the entry bound as it was
     assert model(x=np.zeros((1, 1, 64), np.float32))["y"].sum() == 0
 
 

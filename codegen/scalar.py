@@ -171,6 +171,13 @@ def reinterpret(dtype: str, x: Expr) -> Expr:
     return T.reinterpret(dtype, x)
 
 
+def prefetch(buffer: tirx.Buffer, place: Expr) -> None:
+    """Start loading the cache line of an element; it may lie outside the buffer."""
+    read, near, data = (tirx.const(flag, "int32") for flag in (0, 3, 1))
+    address, name = T.address_of(buffer[place]), T.llvm_lookup_intrinsic_id("llvm.prefetch")
+    T.evaluate(T.call_llvm_intrin("void", name, address, read, near, data))
+
+
 def is_nan(x: Expr) -> Expr:
     """By the bits: the simplifier folds ``x != x``."""
     kind, low, infinity = (

@@ -8,15 +8,18 @@ from functools import cached_property
 
 from tvm.script.ir_builder import tirx as T
 
-from coilc.ir import Node, UnsupportedError, Value
+from coilc.ir import Node, UnsupportedError, Value, ops
 from coilc.ir import dims as d
 from coilc.ir.core import topological_order
 from coilc.ir.dims import Dim, Dims
+from coilc.ir.opdef import MOVEMENT
 
 from ..kernel import Kernel
-from ..scalar import Expr, compute_dtype, dtype_name
+from ..scalar import Expr, compute_dtype, dtype_name, prefetch
 from ..target import Target
 from .loops import i64
+
+LINE = 512  # bits of a cache line
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,24 @@ class Anchor:
     def compute_dtype(self, operand: str | int) -> str:
         """TIR's name of the type that the operand's elements have in registers."""
         return compute_dtype(self.operands[operand].type.dtype)
+
+    def is_computed(self, operand: str | int) -> bool:
+        """Whether reading an element takes more than a load."""
+        value = self.operands[operand]
+        while MOVEMENT in value.op.traits and value.node.inputs:
+            value = value.node.inputs[0]
+        return value.op is not ops.input_
+
+    def prefetch(self, operand: str | int, ahead: int, count: int, *indices: Expr) -> None:
+        """Start loading ``count`` elements ``ahead`` bytes behind an element, if the operand lies in memory as it is."""
+        value = self.operands[operand]
+        value = value.node.inputs[0] if value.op is ops.cast else value
+        if value not in self.kernel.reader.buffers:
+            return
+        bits = value.type.dtype.bits
+        place = self.kernel.reader.offset(indices, value.dims) + i64(8 * ahead // bits)
+        for line in range(-(-count * bits // LINE)):
+            prefetch(self.kernel.reader.buffers[value], place + i64(line * LINE // bits))
 
     def extent(self, dim: Dim) -> Expr:
         """A dimension as an int64 expression."""

@@ -22,7 +22,7 @@ from ..math import exp
 from ..scalar import Expr, bind, const, select
 from .anchor import Anchor
 from .loops import ceildiv, each_column, i64, lanes, local, parallel, product, serial, unravel
-from .tile import Tile
+from .tile import Product, Tile
 
 Q, K, V = range(3)
 ROW_BLOCK, KEY_BLOCK = 64, 64
@@ -163,13 +163,13 @@ def _score_many(task: Task, start: Expr, depth: Expr) -> None:
         T.buffer_store(task.keys, k.read(K, *task.group, start + j, n), [n, j])
     with serial(ceildiv(task.count, tile.rows)) as step, serial(ceildiv(depth, tile.width)) as part:
         row, column = step * i64(tile.rows), part * i64(tile.width)
-        tile.multiply(
-            tirx.min(task.count - row, i64(tile.rows)),
-            size,
+        product = Product(
             left=lambda i, n: k.read(Q, *task.head, task.first + row + i, n),
             right=lambda n, j: task.keys[n, column + j],
             write=lambda i, j, value: T.buffer_store(task.scores, value * _scale(task), [row + i, column + j]),
+            stage=k.is_computed(Q),
         )
+        tile.multiply(tirx.min(task.count - row, i64(tile.rows)), size, product)
 
 
 def _mask(task: Task, start: Expr, depth: Expr, i: Expr) -> None:
@@ -257,15 +257,14 @@ def _add_values(task: Task, start: Expr, depth: Expr) -> None:
                 place = column + j if last is None else tirx.min(column + j, last)
                 return k.read(V, *task.group, start + n, place)
 
-            tile.multiply(
-                tirx.min(task.count - row, i64(tile.rows)),
-                depth,
+            product = Product(
                 left=lambda i, n: task.scores[row + i, n],
                 right=value,
                 write=lambda i, j, sums: T.buffer_store(
                     task.out, task.out[row + i, column + j] + sums, [row + i, column + j]
                 ),
             )
+            tile.multiply(tirx.min(task.count - row, i64(tile.rows)), depth, product)
 
         with serial(columns // tile.width) as part:
             multiply(part * i64(tile.width), None)

@@ -18,7 +18,7 @@ from coilc.ir import dims as d
 from ..scalar import Expr
 from .anchor import Anchor
 from .loops import ceildiv, each_column, i64, lanes, local, parallel, product, serial, unravel
-from .tile import Tile
+from .tile import Product, Tile
 
 X, Y = range(2)
 ROW_BLOCK, INNER_BLOCK = 128, 256
@@ -94,13 +94,13 @@ def _add_products(
     *batch, first, start = at
     with serial(ceildiv(count, tile.rows)) as step:
         row = step * i64(tile.rows)
-        tile.multiply(
-            tirx.min(count - row, i64(tile.rows)),
-            depth,
+        product = Product(
             left=lambda i, inner: k.read(X, *batch, first + row + i, start + inner),
             right=lambda inner, j: right[inner, j],
             write=lambda i, j, value: T.buffer_store(sums, sums[row + i, j] + value, [row + i, j]),
+            stage=k.is_computed(X),
         )
+        tile.multiply(tirx.min(count - row, i64(tile.rows)), depth, product)
 
 
 def _few_rows(k: Anchor) -> None:
@@ -129,14 +129,13 @@ def _products_in_place(k: Anchor, tile: Tile, sums: tirx.Buffer, at: Sequence[Ex
     columns = k.extent(k.dims(Y)[-1])
 
     def multiply(clamp: bool) -> None:
-        low = Tile(FEW_ROWS, tile.width, tile.dtype)
-        low.multiply(
-            rows,
-            inner,
+        product = Product(
             left=lambda i, n: k.read(X, *at, i, n),
             right=lambda n, j: k.read(Y, *at, n, tirx.min(column + j, columns - i64(1)) if clamp else column + j),
             write=lambda i, j, value: T.buffer_store(sums, value, [i, j]),
+            stage=k.is_computed(X),
         )
+        Tile(FEW_ROWS, tile.width, tile.dtype).multiply(rows, inner, product)
 
     with T.If(column + i64(tile.width) <= columns):
         with T.Then():

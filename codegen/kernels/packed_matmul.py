@@ -14,10 +14,11 @@ from coilc.ir import dims as d
 from ..scalar import Expr
 from .anchor import Anchor
 from .loops import ceildiv, each_column, i64, local, parallel, serial, unravel
-from .tile import Tile
+from .tile import Product, Tile
 
 X, W = range(2)
 ROW_BLOCK = 256
+AHEAD = 8192  # bytes of a panel between what a low tile reads and what it asks the memory for
 
 
 def emit_packed_matmul(k: Anchor) -> None:
@@ -40,13 +41,14 @@ def emit_packed_matmul(k: Anchor) -> None:
 def _multiply(k: Anchor, tile: Tile, out: tirx.Buffer, row: Expr, rows: Expr, column_block: Expr) -> None:
     extents = [k.extent(dim) for dim in k.dims(X)[:-1]]
     panel, part = unravel(column_block, [i64(0), i64(k.fixed(k.dims(W)[2]) // tile.width)])
-    tile.multiply(
-        rows,
-        k.extent(k.dims(X)[-1]),
+    product = Product(
         left=lambda i, inner: k.read(X, *unravel(row + i, extents), inner),
         right=lambda inner, j: k.read(W, panel, inner, part * i64(tile.width) + j),
         write=lambda i, j, value: T.buffer_store(out, value, [i, j]),
+        stage=k.is_computed(X),
+        ahead=lambda inner: k.prefetch(W, AHEAD, tile.width, panel, inner, part * i64(tile.width)),
     )
+    tile.multiply(rows, k.extent(k.dims(X)[-1]), product)
 
 
 def _store(k: Anchor, tile: Tile, out: tirx.Buffer, row: Expr, rows: Expr, column_block: Expr) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import gcd
 
@@ -18,6 +18,22 @@ RUN = 128  # terms summed in registers before they are added to the totals
 
 Read = Callable[[Expr, Expr], Expr]
 Write = Callable[[Expr, Expr, Expr], None]
+
+
+@dataclass(frozen=True)
+class Product:
+    """What a tile computes: ``write(i, j, sum over k of left(i, k) * right(k, j))``.
+
+    Attributes:
+        stage: reading ``left`` takes more than a load; a run of it is copied to local memory first, in vectors.
+        ahead: called for each k of a tile of few rows, which waits for memory: it starts loads of what ``right`` reads later.
+    """
+
+    left: Read
+    right: Read
+    write: Write
+    stage: bool = False
+    ahead: Callable[[Expr], None] = lambda k: None
 
 
 @dataclass(frozen=True)
@@ -37,34 +53,39 @@ class Tile:
         width = 2 * target.vector_bits // DataType(dtype).bits
         return Tile(8 if target.registers >= 32 else 4, gcd(width, widest), dtype)
 
-    def multiply(self, rows: Expr, inner: Expr, left: Read, right: Read, write: Write) -> None:
-        """``write(i, j, sum over k of left(i, k) * right(k, j))`` for the first ``rows`` rows and every lane.
+    def multiply(self, rows: Expr, inner: Expr, product: Product) -> None:
+        """``product`` for its first ``rows`` rows and every lane, over ``inner`` terms.
 
         A short tile is rounded up to a power of two by repeating its last row, so that ``right`` is read once; the
         rows in excess are written too.
         """
+        repeating = replace(product, left=lambda i, k: product.left(tirx.min(i, rows - i64(1)), k))
         with T.If(rows == i64(self.rows)):
             with T.Then():
-                self._multiply(self.rows, inner, left, right, write)
+                self._multiply(self.rows, inner, product)
             with T.Else():
                 height = self.rows
                 while height:
                     with when(tirx.all(rows <= i64(height), rows > i64(height // 2))):
-                        self._multiply(height, inner, lambda i, k: left(tirx.min(i, rows - i64(1)), k), right, write)
+                        self._multiply(height, inner, repeating)
                     height //= 2
 
-    def _multiply(self, height: int, inner: Expr, left: Read, right: Read, write: Write) -> None:
+    def _multiply(self, height: int, inner: Expr, product: Product) -> None:
         """Sums over short runs of the inner dimension are added to totals: one long fp32 sum loses twice as much.
 
         A low tile keeps several partial sums per element: enough independent multiply-adds to hide their latency.
         """
         parts = max(1, self.rows // (2 * height))
         totals, *sums = ([local((self.width,), self.dtype) for _ in range(height)] for _ in range(parts + 1))
+        staged = [local((RUN,), self.dtype) for _ in range(height)] if product.stage else []
 
-        def add(part: int, k: Expr) -> None:
+        def add(part: int, first: Expr, k: Expr) -> None:
+            if parts > 1:
+                product.ahead(first + k)
             for i, row in enumerate(sums[part]):
+                x = staged[i][k] if staged else product.left(i64(i), first + k)
                 with lanes(self.width) as j:
-                    T.buffer_store(row, row[j] + left(i64(i), k) * right(k, j), [j])
+                    T.buffer_store(row, row[j] + x * product.right(first + k, j), [j])
 
         self._clear(totals)
         with serial(ceildiv(inner, RUN)) as run:
@@ -72,18 +93,29 @@ class Tile:
             first = run * i64(RUN)
             count = tirx.min(inner - first, i64(RUN))
             whole = tirx.truncdiv(count, i64(parts))
+            self._copy(staged, lambda i, k: product.left(i, first + k), count)
             with serial(whole) as k:
                 for part in range(parts):
-                    add(part, first + k * i64(parts) + i64(part))
+                    add(part, first, k * i64(parts) + i64(part))
             if parts > 1:
                 with serial(count, start=whole * i64(parts)) as k:
-                    add(0, first + k)
+                    add(0, first, k)
             for total, *rows in zip(totals, *sums, strict=True):
                 with lanes(self.width) as j:
                     T.buffer_store(total, sum((row[j] for row in rows), total[j]), [j])
         for i, total in enumerate(totals):
             with lanes(self.width) as j:
-                write(i64(i), j, total[j])
+                product.write(i64(i), j, total[j])
+
+    def _copy(self, rows: Sequence[tirx.Buffer], left: Read, count: Expr) -> None:
+        """The first ``count`` columns of a run."""
+        whole = tirx.truncdiv(count, i64(self.width))
+        for i, row in enumerate(rows):
+            with serial(whole) as step, lanes(self.width) as j:
+                k = step * i64(self.width) + j
+                T.buffer_store(row, left(i64(i), k), [k])
+            with serial(count, start=whole * i64(self.width)) as k:
+                T.buffer_store(row, left(i64(i), k), [k])
 
     def _clear(self, rows: Iterable[tirx.Buffer]) -> None:
         for row in rows:

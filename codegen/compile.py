@@ -36,6 +36,7 @@ def compile(
     entries: Sequence[str] | None = None,
     algorithm: str | None = None,
     context: int | None = None,
+    precision: str = "fp32",
     tokenizer: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -52,6 +53,8 @@ def compile(
             for each; ``coilc inspect`` shows what and why.
         context: how many elements a sequence may have in ``prefill`` and ``step`` where attention keeps them all: the size of
             its caches. By default what the length may be, 4096 at most.
+        precision: ``fp32``, or ``bf16`` or ``fp16``: weights and what kernels pass on are stored so. Inputs, outputs, states,
+            decays and all arithmetic stay as the program has them.
         tokenizer: a ``tokenizer.json`` that goes into the artifact, for ``coilc generate``.
         progress: called with each stage's name and ``None`` when it starts, with its seconds when it has ended.
 
@@ -80,11 +83,15 @@ def compile(
             context=context,
             machine=chosen.machine,
             algorithm=algorithm,
+            precision=precision,
             observe=watch,
         )
     with report("plan"):
         plan = make_plan(scheduled, module)
-    options = {"target": target, "entries": list(scheduled.entries), "algorithm": algorithm, "context": context}
+    options = {
+        "target": target, "entries": list(scheduled.entries), "algorithm": algorithm, "context": context,
+        "precision": precision,
+    }  # fmt: skip
     about = {"options": options, "recurrences": recurrences}
     return write_artifact(plan, chosen, place, text=print_module(scheduled), about=about, files=files, report=report)
 

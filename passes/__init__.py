@@ -15,6 +15,7 @@ from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
 from .hoist_invariants import hoist_invariants
 from .lower_complex import lower_complex
+from .narrow_precision import narrow_precision
 from .pack_weights import pack_weights
 from .pipeline import pipeline, run_pipeline
 from .plan_memory import MemoryPlan, plan_memory
@@ -46,6 +47,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "give_memory_to_steps": give_memory_to_steps,
     "hoist_invariants": hoist_invariants,
     "lower_complex": lower_complex,
+    "narrow_precision": partial(narrow_precision, precision="bf16"),
     "pack_weights": partial(pack_weights, panel=32, claims={"packed_matmul"}),
     "reassociate_products": reassociate_products,
     "recognise_activations": recognise_activations,
@@ -73,7 +75,7 @@ def explain(module: Module, name: str) -> Trace:
 __all__ = [
     "PASSES", "Event", "Machine", "MemoryPlan", "Observer", "Rule", "Stage", "Trace", "canonicalise_reductions",
     "choose_algorithms", "classify_kernels", "classify_scans", "decompose", "describe_choices", "explain",
-    "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "no", "on",
+    "fold_constants", "fuse_groups", "give_memory_to_steps", "hoist_invariants", "lower_complex", "narrow_precision", "no", "on",
     "pack_weights", "pipeline", "plan_memory", "reassociate_products", "recognise_activations", "recognise_attention",
     "recognise_convolutions", "recognise_long_convs", "recognise_masks", "recognise_norms", "reroll_scans",
     "rewrite_graph", "rewrite_module", "run_pipeline", "simplify", "sink_transposes", "tracing",

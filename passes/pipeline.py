@@ -19,6 +19,7 @@ from .extract_state import extract_state
 from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
 from .lower_complex import lower_complex
+from .narrow_precision import narrow_precision
 from .pack_weights import pack_weights
 from .plan_transforms import plan_transforms
 from .reassociate_products import reassociate_products
@@ -38,6 +39,7 @@ from .tabulate_routes import tabulate_routes
 from .transform_long_convs import transform_long_convs
 
 ANY_MACHINE = Machine()
+FULL_PRECISION = "fp32"  # types as the program has them
 
 
 def pipeline(
@@ -47,11 +49,12 @@ def pipeline(
     context: int | None = None,
     machine: Machine = ANY_MACHINE,
     algorithm: str | None = None,
+    precision: str = FULL_PRECISION,
 ) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns.
 
     ``entries`` are those to build, some derived; none named: those that there are. ``context`` is for ``extract_state``, ``algorithm`` is for
-    ``choose_algorithms``, and so is ``machine``, which ``fuse_groups`` wants too.
+    ``choose_algorithms``, and so is ``machine``, which ``fuse_groups`` wants too. ``precision`` is for ``narrow_precision``.
     """
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
@@ -107,6 +110,12 @@ def pipeline(
         ),
         # 6. Kernels. Out: every computation in a group that becomes one kernel.
         Stage("fuse", promises.scheduled, (give_memory_to_steps, partial(fuse_groups, machine=machine))),
+        # 7. Memory. Out: what is stored is as narrow as was asked for; kernels widen and round it.
+        Stage(
+            "narrow",
+            promises.scheduled,
+            (partial(narrow_precision, precision=precision),) if precision != FULL_PRECISION else (),
+        ),
     )
 
 
@@ -119,6 +128,7 @@ def run_pipeline(
     context: int | None = None,
     machine: Machine = ANY_MACHINE,
     algorithm: str | None = None,
+    precision: str = FULL_PRECISION,
     stop_after: str | None = None,
     observe: Observer | None = None,
 ) -> Module:
@@ -131,15 +141,17 @@ def run_pipeline(
         context: how many elements a cache of attention has room for (``extract_state``).
         machine: what the cost model knows of the target.
         algorithm: how every recurrence runs (``choose_algorithms.ALGORITHMS``); by default the cost model chooses.
+        precision: what weights and values between kernels are stored as (``narrow_precision``).
         stop_after: the last stage to run, by name.
         observe: called with ``"input"`` and the module, then with each stage's name and result.
 
     Raises:
         VerifyError: a stage broke its promise; the message starts with the stage.
-        InputError: ``stop_after`` names no stage, or ``algorithm`` does not fit every recurrence.
+        InputError: ``stop_after`` names no stage, ``algorithm`` does not fit every recurrence, or a weight does not fit
+            ``precision``.
     """
     promises.any_graph(module)
-    stages = up_to(pipeline(claims, panel, entries, context, machine, algorithm), stop_after)
+    stages = up_to(pipeline(claims, panel, entries, context, machine, algorithm, precision), stop_after)
     for name, result in run_stages(stages, module):
         module = result
         if observe:

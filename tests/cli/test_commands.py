@@ -53,6 +53,16 @@ def test_compile_takes_dynamic_dims(cli: Cli, models: Path, tmp_path: Path) -> N
     assert (symbol["name"], symbol["low"], symbol["high"]) == ("N", 1, 9)
 
 
+def test_compile_in_half_precision(cli: Cli, models: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new.coil"
+    assert cli("compile", f"{models}:scale", "-o", path, "--precision", "bf16").code == 0
+    assert ", precision bf16\n" in cli("inspect", path).out
+    assert cli("inspect", path, "--json").json["options"]["precision"] == "bf16"
+    done = cli("compile", f"{models}:scale", "--precision", "fp8")
+    assert done.code == 2
+    assert "'fp8' is not one of" in done.err
+
+
 def test_compile_rolls_up_a_loop_from_two_lengths(cli: Cli, models: Path, tmp_path: Path) -> None:
     path, spec = tmp_path / "new.coil", f"{models}:loop"
     assert "give lengths=(7, 11)" in cli("compile", spec, "-o", path).err

@@ -170,7 +170,9 @@ def test_the_manifest_says_what_the_artifact_is(compiled: Path) -> None:
     assert main["inputs"][0] == {"name": "x", "dtype": "f32", "dims": ["B", "L", 8]}
     assert main["outputs"][0] == {"name": "out", "dtype": "f32", "dims": ["B*L", 8]}
     assert set(manifest["files"]) == {"code.so", "graph.py", "kernels.o", "plan.c", "weights.safetensors"}
-    assert manifest["options"] == {"target": "native", "entries": ["main", "step"], "algorithm": None, "context": None}
+    assert manifest["options"] == {
+        "target": "native", "entries": ["main", "step"], "algorithm": None, "context": None, "precision": "fp32",
+    }  # fmt: skip
     assert manifest["weights"]["count"] == 1
     assert {call["kernel"] for call in main["calls"]} <= set(manifest["kernels"])
     assert "apache-tvm" in manifest["tools"]

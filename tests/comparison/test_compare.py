@@ -106,6 +106,16 @@ def test_a_wider_tolerance_can_be_asked_for(tower: Tower, artifact: Path) -> Non
     assert coilc.compare(tower, artifact, inputs(2, 5), dynamic_shapes=SHAPES, runs=0, tolerance=0.5).ok
 
 
+def test_narrow_values_are_compared_within_what_their_type_allows(tower: Tower, tmp_path: Path) -> None:
+    program = coilc.export(tower, inputs(2, 5), dynamic_shapes=SHAPES)
+    path = coilc.compile(program, tmp_path / "tower.coil", precision="bf16")
+    report = coilc.compare(tower, path, inputs(3, 9), dynamic_shapes=SHAPES, runs=0)
+    assert report.ok
+    assert len(report.layers) > 3
+    assert {row.tolerance for row in (*report.outputs, *report.layers) if row.dtype == "float32"} == {3e-2}
+    assert report["logits"].relative_error > 1e-4
+
+
 def test_an_exported_program_can_be_compared(tower: Tower, tmp_path: Path) -> None:
     program = torch.export.export(tower.eval(), inputs(2, 5))
     try:

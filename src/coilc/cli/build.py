@@ -13,7 +13,7 @@ from coilc.ir import InputError
 from coilc.units import show_bytes
 
 from .console import Stages, console, emit_json, folder_size
-from .options import Algorithm, Artifact, Dynamic, Entries, Json, Lengths, Model, Target
+from .options import Algorithm, Artifact, Dynamic, Entries, Json, Lengths, Model, Precision, PrecisionName, Target
 from .sources import is_example, load_program
 
 
@@ -35,6 +35,7 @@ def compile_command(
     lengths: Lengths = None,
     entries: Entries = None,
     algorithm: Algorithm = None,
+    precision: Precision = PrecisionName.FP32,
     context: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -70,8 +71,8 @@ def compile_command(
         program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
         compile(
-            program, path, target=target, entries=chosen, algorithm=algorithm, context=context, tokenizer=tokenizer,
-            progress=progress,
+            program, path, target=target, entries=chosen, algorithm=algorithm, context=context,
+            precision=precision.value, tokenizer=tokenizer, progress=progress,
         )  # fmt: skip
         if emit:
             emit_from(path, default_emission(path, emit), emit, embed_weights, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -39,6 +40,20 @@ Algorithm = Annotated[
         help="How every recurrence runs: sequential, chunked, associative or wavefront.",
         show_default="the cost model chooses for each",
     ),
+]
+
+
+class PrecisionName(str, Enum):
+    """What weights and values between kernels are stored as."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+Precision = Annotated[
+    PrecisionName,
+    typer.Option("--precision", help="What weights and activations are stored as; arithmetic and states stay fp32."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of random inputs.")]

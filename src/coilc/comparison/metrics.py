@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Relative Frobenius error that an artifact may have against eager PyTorch, by dtype of the compared value. The tests
-# use the same table. Integers and booleans must be equal.
+# Relative Frobenius error that an artifact may have against eager PyTorch, by dtype of the compared value, or by the
+# precision that it was compiled with if that is lower. The tests use the same table. Integers and booleans must be equal.
 TOLERANCE = {
     "float64": 1e-11,
     "complex128": 1e-11,
@@ -17,6 +17,7 @@ TOLERANCE = {
     "float16": 5e-3,
     "bfloat16": 3e-2,
 }
+ROWS = {"bf16": "bfloat16", "fp16": "float16"}  # of precisions that are lower than the model's
 LOGITS_CLASSES = 1000  # a last axis this long is taken for scores over classes even under another name
 
 
@@ -61,15 +62,25 @@ def _wide(array: np.ndarray) -> np.ndarray:
 
 def is_scores(name: str, array: np.ndarray) -> bool:
     """Whether the last axis is a choice among classes, so that the place of its maximum is what a user sees."""
-    floating = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return floating and array.ndim >= 2 and array.size > 0 and ("logits" in name or array.shape[-1] >= LOGITS_CLASSES)
+    return (
+        is_float(array)
+        and array.ndim >= 2
+        and array.size > 0
+        and ("logits" in name or array.shape[-1] >= LOGITS_CLASSES)
+    )
+
+
+def is_float(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 def _argmax_agreement(actual: np.ndarray, expected: np.ndarray) -> float:
     return float((actual.argmax(-1) == expected.argmax(-1)).mean())
 
 
-def tolerance_for(array: np.ndarray, given: float | None = None) -> float:
+def tolerance_for(array: np.ndarray, given: float | None = None, precision: str = "fp32") -> float:
     """The relative error allowed for ``array``: zero for integers, else ``given``, else the table's row."""
-    default = TOLERANCE.get(array.dtype.name, 0.0)
-    return given if default and given is not None else default
+    if array.dtype.name not in TOLERANCE:
+        return 0.0
+    rows = [array.dtype.name, ROWS.get(precision, array.dtype.name)]
+    return max(TOLERANCE[row] for row in rows) if given is None else given

@@ -22,7 +22,7 @@ from coilc.ir import interpret
 from coilc.runtime import InputError, Model, Traced, load
 
 from .eager import observe_values, tensors_in, to_numpy
-from .metrics import difference, tolerance_for
+from .metrics import difference, is_float, tolerance_for
 from .report import Report, Row, Speed
 
 VALUES_AT_ONCE = 1 << 30  # bytes of intermediate values held while comparing; more are compared in several runs
@@ -53,7 +53,8 @@ def compare(
     Args:
         model: the module (run as it is, in its current mode) or exported program that the artifact was compiled from.
         dynamic_shapes, lengths: as given to :func:`coilc.export`, so that the values inside the model get the same names.
-        tolerance: relative Frobenius error allowed; by dtype unless given, see :data:`TOLERANCE`.
+        tolerance: relative Frobenius error allowed; by dtype and the artifact's precision unless given, see
+            :data:`TOLERANCE`.
         layers: also compare every value inside the model that the artifact computes.
         float64: also evaluate the model in float64, step by step and slowly, and judge an output that is outside its
             tolerance by how far both sides are from that: twice PyTorch's own error is still right.
@@ -174,7 +175,7 @@ class _Comparison:
                 f"'{name}' has shape {list(actual.shape)} in the artifact, {list(expected.shape)} in PyTorch"
             )
         measured = difference(actual, expected, name)
-        allowed = tolerance_for(expected, self.tolerance)
+        allowed = tolerance_for(expected, self.tolerance, self.manifest["options"].get("precision", "fp32"))
         return Row(name, str(expected.dtype), expected.shape, measured, allowed, scope, place)
 
     def layer_rows(self, program: ExportedProgram) -> Iterator[Row]:
@@ -186,7 +187,7 @@ class _Comparison:
 
             def observe(name: str, expected: np.ndarray, found: Mapping[str, np.ndarray] = found) -> None:
                 actual = found[name]
-                if actual.size == expected.size and actual.dtype.itemsize == expected.dtype.itemsize:
+                if comparable(actual, expected):
                     place = location_of(nodes[name])
                     where = (place.scope, f"{place.file}:{place.line}") if place else ("", "")
                     rows[name] = self.row(name, actual.reshape(expected.shape), expected, *where)
@@ -255,6 +256,12 @@ class _Comparison:
             "arena": self.artifact.memory_bytes,
             "eager_weights": sum(weights.values()),
         }
+
+
+def comparable(actual: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether the elements of a value stand for the same numbers; floats may be stored narrower."""
+    alike = actual.dtype.itemsize == expected.dtype.itemsize or (is_float(actual) and is_float(expected))
+    return actual.size == expected.size and alike
 
 
 def _state(model: torch.nn.Module | ExportedProgram) -> Iterator[torch.Tensor]:

@@ -11,6 +11,7 @@ from coilc.ir import DTYPES, Array, DType, Graph, Module, Node, TensorType, Unsu
 from coilc.ir.opdef import MOVEMENT
 
 from .rewrite import Rule, on, rewrite_graph, rewrite_module
+from .timeline import unused
 
 Pair = tuple[Value, Value]  # real part, imaginary part
 PARTS: Mapping[str, DType] = {"c64": DTYPES["f32"], "c128": DTYPES["f64"]}
@@ -284,11 +285,7 @@ def is_linear(node: Node) -> bool:
 
 def linear_on_parts(node: Node) -> Value | None:
     """Movement, sums and choices act on each part alone"""
-    if (
-        not node.types[0].dtype.is_complex
-        or not (MOVEMENT in node.op.traits or node.op.name in LINEAR)
-        or not node.inputs
-    ):
+    if not node.types[0].dtype.is_complex or not is_linear(node) or not node.inputs:
         return None
     pairs = [parts(v) if v.type.dtype.is_complex else (v, v) for v in node.inputs]
     attrs = [dict(node.attrs), dict(node.attrs)]
@@ -328,11 +325,12 @@ def while_loop_of_parts(node: Node) -> tuple[Value, ...] | None:
 def _split_body(body: Graph) -> Graph:
     inputs: list[Value] = []
     mapping: dict[Value, Value] = {}
+    taken = {value.node.attrs["name"] for value in body.inputs}
     for value in body.inputs:
-        name, type_ = value.node.attrs["name"], value.type
+        type_ = value.type
         if type_.dtype.is_complex:
             part = TensorType(PARTS[type_.dtype.name], type_.dims)
-            pair = [ops.input_(name=f"{name}_{suffix}", type=part) for suffix in ("re", "im")]
+            pair = [ops.input_(name=name, type=part) for name in _names_of_parts(value.node.attrs["name"], taken)]
             inputs += pair
             mapping[value] = ops.complex(*pair)
         else:
@@ -343,11 +341,21 @@ def _split_body(body: Graph) -> Graph:
             rebuilt = Node.make(node.op, tuple(mapping[v] for v in node.inputs), node.attrs)
             mapping.update(zip(node.results, rebuilt.results, strict=True))
     outputs: list[tuple[str, Value]] = []
+    taken = {name for name, _ in body.outputs}
     for name, value in body.outputs:
         result = mapping[value]
-        both = value.type.dtype.is_complex
-        outputs += [(f"{name}_re", ops.real(result)), (f"{name}_im", ops.imag(result))] if both else [(name, result)]
+        if value.type.dtype.is_complex:
+            outputs += zip(_names_of_parts(name, taken), parts(result), strict=True)
+        else:
+            outputs.append((name, result))
     return Graph(body.name, tuple(inputs), tuple(outputs), body.symbols)
+
+
+def _names_of_parts(name: str, taken: set[str]) -> tuple[str, str]:
+    """``NAME_re`` and ``NAME_im``, numbered if they are taken."""
+    real, imaginary = (unused(f"{name}_{suffix}", taken) for suffix in ("re", "im"))
+    taken |= {real, imaginary}
+    return real, imaginary
 
 
 def composite_of_complex(node: Node) -> Value | tuple[Value, ...] | None:

@@ -278,13 +278,36 @@ def test_complex_numbers_inside_a_body_alone_are_lowered(preserves: Check) -> No
     assert "c64" not in print_module(found)
 
 
-def test_what_has_no_real_form_is_refused_with_its_place() -> None:
-    graph = parse_graph("""
-def main(x: c64[3]):
-    v0: c64[()] = prod(x, axes=(0,), keepdims=False)  # model.py:12 in layer
-    return {"y": v0}
+def test_parts_get_names_that_are_free(preserves: Check) -> None:
+    found = preserves(
+        lower_complex,
+        """
+        def main(h: c64[3], r: f32[3], xs: f32[L, 3], *, L: dim[1:]):
+            def step_0(h: c64[3], h_re: f32[3], x: f32[3]):
+                v0: c64[3] = cast(x, dtype=c64)
+                v1: c64[3] = mul(h, v0)
+                v2: f32[3] = real(v1)
+                v3: f32[3] = add(h_re, v2)
+                return {"h": v1, "h_re": v3}
+            v0, v1 = scan(h, r, xs, body=step_0, carries=2, sequences=1, axis=0, reverse=False)
+            return {"h": v0, "r": v1}
+        """,
+    )
+    (loop,) = (node for node in found.entries["main"].nodes if node.op.name == "scan")
+    assert [v.node.attrs["name"] for v in loop.attrs["body"].inputs] == ["h_re_2", "h_im", "h_re", "x"]
+
+
+@pytest.mark.parametrize("made_by", [
+    "r: c64[()] = prod(x, axes=(0,), keepdims=False)",
+    'r: c64[3] = scatter(x, i, x, axis=0, reduce="mul")',
+])  # fmt: skip
+def test_what_has_no_real_form_is_refused_with_its_place(made_by: str) -> None:
+    graph = parse_graph(f"""
+def main(x: c64[3], i: i64[3]):
+    {made_by}  # model.py:12 in layer
+    return {{"y": r}}
 """)
-    with pytest.raises(UnsupportedError, match=r"(?s)real numbers only:.*prod of complex numbers  --> model.py:12"):
+    with pytest.raises(UnsupportedError, match=r"(?s)real numbers only:.*of complex numbers  --> model.py:12"):
         lower_complex(Module({"main": graph}))
 
 

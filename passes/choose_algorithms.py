@@ -12,7 +12,7 @@ from coilc.ir import dims as d
 from coilc.ir.ops.precision import in_f32
 
 from .chunk_gated_linear_attention import chunk_gated_linear_attention
-from .cost_model import GatedLinearAttention, LinearScan, Machine, SelectiveScan, Work, cycles
+from .cost_model import GatedLinearAttention, LinearScan, Machine, SelectiveScan, Shape, Work, cycles
 from .replace_values import replace_values
 from .split_linear_scan import split_cumsum, split_linear_scan
 from .split_selective_scan import split_selective_scan
@@ -173,16 +173,18 @@ def representative(graph: Graph, node: Node) -> Mapping[str, int]:
 
 def _works(node: Node, sizes: Mapping[str, int], m: Machine, form: Form) -> tuple[list[Work], dict[int, list[Work]]]:
     """The kernels of the loop, and those of the other form by its number."""
-    if node.op is ops.scan:
-        grid = grid_cost(node, sizes)
-        return grid.sequential(m), {0: grid.diagonals(m)}
     shape = measured(node, sizes)
-    other = shape.chunked if isinstance(shape, GatedLinearAttention) else shape.split
-    return shape.sequential(m), {n: other(m, n) for n in form.values}
+    assert shape is not None, "what cannot run otherwise has no choice"
+    return shape.sequential(m), {n: shape.otherwise(m, n) for n in form.values}
 
 
-def measured(node: Node, sizes: Mapping[str, int]) -> LinearScan | SelectiveScan | GatedLinearAttention:
-    """A node of an op in ``FORMS`` as the cost model sees it."""
+def measured(node: Node, sizes: Mapping[str, int]) -> Shape | None:
+    """A node as the cost model sees it; ``None`` for what it knows nothing of: ops without other forms, loops over no grid."""
+    if node.op not in FORMS or (node.op is ops.scan and not_a_grid(node)):
+        return None
+
+    if node.op is ops.scan:
+        return grid_cost(node, sizes)
 
     def known(value: Value) -> list[int]:
         return [d.evaluate(dim, sizes) for dim in value.dims]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,16 @@ def cycles(works: Iterable[Work], m: Machine) -> float:
     return sum(work.cycles(m) for work in works)
 
 
+class Shape(Protocol):
+    """The extents of one recurrence."""
+
+    def sequential(self, m: Machine) -> list[Work]:
+        """The kernels of the plain loop."""
+
+    def otherwise(self, m: Machine, number: int) -> list[Work]:
+        """Those of its other form, with that form's number."""
+
+
 EXP = 12  # instructions of the polynomial exponential, its clamps included
 S6_STEP = 20  # per vector of states in a selective scan: an exponential, two multiply-adds, loads and a store
 GATED_STEP = 3  # per vector of states in gated linear attention: k v, the decayed sum, and q S
@@ -85,7 +96,7 @@ class LinearScan:
     def sequential(self, m: Machine) -> list[Work]:
         return [Work(self.tasks(m), self.length, 3 * self.vectors(m), 12 * self.elements)]
 
-    def split(self, m: Machine, chunks: int) -> list[Work]:
+    def otherwise(self, m: Machine, chunks: int) -> list[Work]:
         tasks, size, vectors = self.tasks(m), ceil(self.length / chunks), self.vectors(m)
         return [
             Work(tasks * chunks, size, 3 * vectors, 8 * self.elements),  # what each chunk adds
@@ -112,7 +123,7 @@ class SelectiveScan:
         step = (S6_STEP * self.states + 3 * EXP) * vectors
         return [Work(tasks * chunks, ceil(self.length / chunks), step, moved)]
 
-    def split(self, m: Machine, chunks: int) -> list[Work]:
+    def otherwise(self, m: Machine, chunks: int) -> list[Work]:
         inner = self.groups * self.channels
         pass_ = self.sequential(m, chunks)
         steps = Work(self.batch * chunks, 1, 2 * EXP * self.length * inner / m.lanes / chunks, 8 * self.length * inner)
@@ -140,8 +151,8 @@ class Nest:
         step = NEST_STEP + self.instructions * ceil(self.numbers / m.lanes)
         return [Work(1, self.rows * self.columns, step, self.rows * self.columns * self.bytes)]
 
-    def diagonals(self, m: Machine) -> list[Work]:
-        """Up to half of the cells of the diagonals are outside the grid, which is copied on the way in and out."""
+    def otherwise(self, m: Machine, _: int) -> list[Work]:
+        """By diagonals. Up to half of the cells of the diagonals are outside the grid, which is copied on the way in and out."""
         count, numbers = self.rows + self.columns - 1, self.rows * self.numbers
         step = NEST_STEP + self.instructions * ceil(numbers / m.lanes) + DIAGONAL * numbers
         moved = 2 * count * self.rows * self.bytes
@@ -167,7 +178,7 @@ class GatedLinearAttention:
         moved = 4 * self.batch * self.length * (2 * self.heads * self.size + 2 * self.groups * self.states)
         return [Work(tasks, self.length, GATED_STEP * self.states * vectors + decays, moved)]
 
-    def chunked(self, m: Machine, chunk: int) -> list[Work]:
+    def otherwise(self, m: Machine, chunk: int) -> list[Work]:
         chunks = self.batch * ceil(self.length / chunk)
         q, n, p = chunk, self.states, self.size
         heads = chunks * self.heads

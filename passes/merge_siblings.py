@@ -13,7 +13,7 @@ from coilc.ir import Graph, Node, ops
 from coilc.ir import dims as d
 from coilc.ir.cost import node_bytes, node_flops
 
-from .choose_algorithms import FORMS, measured, representative
+from .choose_algorithms import measured, representative
 from .cost_model import Machine, Work, cycles
 from .grow_regions import Region, Uses, depends, is_elementwise, is_heavy, seed_region
 from .trace import record_refusal
@@ -102,8 +102,8 @@ def gain_of_merging(graph: Graph, nodes: Sequence[Node], uses: Uses, m: Machine)
 
 def work_of(node: Node, sizes: Mapping[str, int], m: Machine) -> Work:
     """The kernel of one recurrence, step by step."""
-    if node.op in FORMS and node.op is not ops.scan:  # of scans, the model knows grids
-        (work,) = measured(node, sizes).sequential(m)
+    if (shape := measured(node, sizes)) is not None:
+        (work,) = shape.sequential(m)
         return work
     tasks, length = tasks_of(node, sizes, m), d.evaluate(steps_of(node), sizes)
     operations = d.evaluate(node_flops(node), sizes) / m.lanes

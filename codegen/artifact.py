@@ -21,6 +21,7 @@ from coilc.ir import CoilError, Dim, TensorType
 from coilc.runtime.artifact import FORMAT_VERSION, MANIFEST, seal, sha256_of
 
 from .plan import UNBOUNDED, Call, EntryPlan, Plan, Symbol
+from .target import Target
 from .weights import Layout
 
 
@@ -84,6 +85,20 @@ def describe_plan(plan: Plan, layout: Layout, scratch_bytes: int) -> dict[str, A
         "weights": {"count": len(plan.weights), "bytes": layout.total_bytes if plan.weights else 0},
         "scratch_bytes_per_thread": scratch_bytes,
     }
+
+
+def describe_target(target: Target, driver: int) -> dict[str, Any]:
+    """What the artifact needs of a machine; ``driver`` is that of ``BuildInfo``."""
+    found = {
+        "name": target.name,
+        "kind": target.kind,
+        "triple": target.triple,
+        "features": sorted(target.features),
+    }
+    if target.device is None:
+        return found
+    oldest = f"{driver // 1000}.{driver % 1000 // 10}"
+    return found | {"device": {"arch": target.device.arch, "exact": target.device.exact, "driver": oldest}}
 
 
 def describe_states(entry: EntryPlan) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from coilc.passes.pipeline import run_pipeline
 from coilc.passes.transform_long_convs import describe_transforms
 from coilc.runtime.artifact import DEVICE_CODE, GRAPH, KERNELS, LIBRARY, PLAN, TOKENIZER, WEIGHTS
 
-from .artifact import describe_plan, new_artifact, state_identity, tool_versions, write_manifest
+from .artifact import describe_plan, describe_target, new_artifact, state_identity, tool_versions, write_manifest
 from .build import BuildInfo, build_object
 from .emit_plan import emit_plan
 from .link import link_library
@@ -133,12 +133,7 @@ def write_artifact(
         (folder / GRAPH).write_text(text)
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)
-        machine = {
-            "name": target.name,
-            "kind": target.kind,
-            "triple": target.triple,
-            "features": sorted(target.features),
-        }
+        machine = describe_target(target, info.driver)
         found = {"options": {}, **(about or {}), "target": machine, "tools": tool_versions()}
         write_manifest(folder, found | describe_plan(plan, layout, info.scratch_bytes), {WEIGHTS: digest})
     return path

@@ -35,6 +35,11 @@ def is_torch(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def torch_dtype(name: str) -> Any:
+    """Torch's dtype of elements of an IR dtype. Torch must be loaded."""
+    return getattr(sys.modules["torch"], "bfloat16" if name == "bf16" else _NUMPY[name])
+
+
 def to_numpy(value: Any, tensor: Tensor) -> np.ndarray[Any, Any]:
     """A dense, aligned array with the values of one input; memory is shared whenever it is already like that.
 

@@ -22,6 +22,7 @@ MANIFEST, LIBRARY, WEIGHTS, GRAPH = "manifest.json", "code.so", "weights.safeten
 PLAN, KERNELS = "plan.c", "kernels.o"  # what the library was linked from, and a static program can be
 DEVICE_CODE = "kernels.fatbin"  # the same, of a target with a device
 TOKENIZER = "tokenizer.json"  # optional: how text becomes the model's tokens, in the format of the package 'tokenizers'
+KINDS = ("cpu", "cuda")  # of targets: what runs the kernels
 LARGEST_MANIFEST = 1 << 26
 _UNSEALED = b"0" * 64
 
@@ -160,6 +161,11 @@ def _check_machine(folder: Path, target: Mapping[str, Any]) -> None:
     if machine != needed:
         raise ArtifactError(
             f"'{folder}' was compiled for {needed}, this machine is {machine}: recompile it with --target native here"
+        )
+    kind = target.get("kind", "cpu")
+    if kind not in KINDS:
+        raise ArtifactError(
+            f"'{folder}' runs on a device of kind '{kind}', this coilc knows {', '.join(KINDS)}: upgrade coilc"
         )
     missing = [name for name in target["features"] if name not in cpu_features()]
     if missing:

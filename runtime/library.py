@@ -26,6 +26,9 @@ class _Options(ctypes.Structure):
         ("weights_path", c_char_p),
         ("weights", c_void_p),
         ("weights_bytes", c_uint64),
+        ("memory", c_void_p),
+        ("device", c_int32),
+        ("no_graphs", c_int32),
     )
 
 
@@ -112,6 +115,7 @@ def _declare(native: ctypes.CDLL) -> None:
         "coil_session_close": (None, [c_void_p]),
         "coil_session_bind": (c_int, [c_void_p, c_int32, POINTER(c_int64)]),
         "coil_session_memory": (c_uint64, [c_void_p]),
+        "coil_session_stream": (c_int, [c_void_p, c_void_p]),
         "coil_session_run": (c_int, [c_void_p, c_int32, pointers, pointers]),
         "coil_session_trace": (c_int, [c_void_p, c_int32, pointers, pointers, TraceFunction, c_void_p]),
         "coil_state_open": (c_int, [c_void_p, c_int32, pointers]),
@@ -133,10 +137,10 @@ def _declare(native: ctypes.CDLL) -> None:
 class NativeModel:
     """An open model: a library and its mapped weights."""
 
-    def __init__(self, library: Path, weights: Path) -> None:
+    def __init__(self, library: Path, weights: Path, device: int = 0) -> None:
         self.library = Library.load(library)
         handle = c_void_p()
-        options = _Options(ctypes.sizeof(_Options), os.fsencode(weights), None, 0)
+        options = _Options(ctypes.sizeof(_Options), os.fsencode(weights), None, 0, None, device, 0)
         code = self.library.native.coil_open(byref(options), byref(handle))
         # Not at exit: a daemon thread may still be running, and the process gives everything back anyway.
         weakref.finalize(self, _close_model, self.library, handle).atexit = False
@@ -159,6 +163,7 @@ class NativeSession:
         self.library.check(self.library.native.coil_session_open(model.handle, threads, byref(handle)))
         self.handle = handle
         self.bound: dict[int, tuple[int, ...]] = {}
+        self.stream = 0
         weakref.finalize(self, _close_session, model, handle).atexit = False  # and keeps the model until then
 
     @property
@@ -181,6 +186,12 @@ class NativeSession:
                 raise InputError(self.library.message())
             self.library.check(code)
             self.bound[entry] = symbols
+
+    def use_stream(self, stream: int) -> None:
+        """Run on a stream of a GPU from now on, or on the session's own (0), which is what happens on a CPU."""
+        if self.stream != stream:
+            self.library.check(self.library.native.coil_session_stream(self.handle, stream))
+            self.stream = stream
 
     def run(self, entry: int, inputs: _Pointers, outputs: _Pointers) -> None:
         """Run a bound entry on addresses."""

@@ -139,7 +139,8 @@ _ENTRY = _object(
     },
     {"states": _list(_object({"input": _integer(0), "output": _integer(0)}))},
 )
-_TARGET = _object({"name": _name, "triple": _name, "features": _list(_name)})
+_DEVICE = _object({"arch": _name, "driver": _name})
+_TARGET = _object({"name": _name, "triple": _name, "features": _list(_name)}, {"kind": _name, "device": _DEVICE})
 _FILE = _object({"bytes": _integer(0), "sha256": _sha256})
 _MANIFEST = _object({"target": _TARGET, "files": _map(_FILE, _file_name), "entries": _map(_ENTRY)})
 

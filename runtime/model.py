@@ -17,6 +17,7 @@ from .arrays import address, empty, is_torch, storage_dtype, to_numpy, to_torch
 from .artifact import LIBRARY, WEIGHTS, Artifact, read_artifact
 from .errors import InputError, RunError
 from .library import NativeModel, NativeSession, NativeState, TraceFunction
+from .on_device import DeviceArray, device_of, empty_on, to_device_array
 from .session import Session
 from .signature import Binding, Entry, Tensor, suggestion
 
@@ -24,19 +25,24 @@ _Array = np.ndarray[Any, Any]
 _Run = Callable[[NativeSession, int, list[int], list[int]], None]  # an entry on addresses
 
 
-def load(path: str | os.PathLike[str], threads: int | None = None, verify: bool = True) -> Model:
+def load(
+    path: str | os.PathLike[str], threads: int | None = None, verify: bool = True, device: int | None = None
+) -> Model:
     """Open an artifact.
 
     Args:
         path: the folder that ``coilc compile`` wrote.
-        threads: how many threads a call uses; by default ``COILC_THREADS``, else every CPU this process may use.
+        threads: how many threads a call uses; by default ``COILC_THREADS``, else every CPU this process may use. A model
+            for a GPU uses none of them.
         verify: compare the sha256 of every file before its code is loaded (about 1 s per GB of weights).
+        device: which GPU a model for one runs on, by default the first.
 
     Raises:
-        ArtifactError: the artifact is missing, damaged, or made for another machine or a newer coilc.
-        InputError: ``threads`` is not a positive number.
+        ArtifactError: the artifact is missing, damaged, or made for another machine or a newer coilc; a model for a GPU
+            finds no driver, no device, or one that does not fit.
+        InputError: ``threads`` is not a positive number, or ``device`` is given for a model that runs on the CPU.
     """
-    return Model(read_artifact(path, verify), _thread_count(threads))
+    return Model(read_artifact(path, verify), _thread_count(threads), device)
 
 
 def _thread_count(threads: int | None) -> int:
@@ -71,23 +77,35 @@ class _Request:
 
     entry: Entry
     binding: Binding
-    inputs: list[_Array]
-    outputs: list[_Array]
+    inputs: list[_Array | DeviceArray]
+    outputs: list[_Array | DeviceArray]
 
     @property
     def addresses(self) -> tuple[list[int], list[int]]:
-        return [address(a) for a in self.inputs], [address(a) for a in self.outputs]
+        return list(map(_address, self.inputs)), list(map(_address, self.outputs))
+
+    @property
+    def stream(self) -> int:
+        """Of a GPU, where whoever owns its arrays goes on; 0: nobody does."""
+        return next((a.stream for a in (*self.outputs, *self.inputs) if isinstance(a, DeviceArray)), 0)
+
+
+def _address(array: _Array | DeviceArray) -> int:
+    return array.address if isinstance(array, DeviceArray) else address(array)
 
 
 class Model:
     """An open artifact. Calls from several threads run at the same time, each on a session of its own."""
 
-    def __init__(self, artifact: Artifact, threads: int) -> None:
+    def __init__(self, artifact: Artifact, threads: int, device: int | None = None) -> None:
         self.path, self.threads = artifact.path, threads
+        self._on_device = artifact.manifest["target"].get("kind", "cpu") != "cpu"
+        if device is not None and not self._on_device:
+            raise InputError(f"'{self.path}' runs on the CPU, so there is no device {device} for it; leave it out")
         self._manifest = artifact.manifest
         rows = artifact.manifest["entries"].items()
         self._entries = {name: Entry(i, name, row) for i, (name, row) in enumerate(rows)}
-        self._native = NativeModel(artifact.path / LIBRARY, artifact.path / WEIGHTS)
+        self._native = NativeModel(artifact.path / LIBRARY, artifact.path / WEIGHTS, device or 0)
         self._idle: list[NativeSession] = []
         self._batches: list[NativeState] = []  # room of ``step_all`` that nobody uses now
 
@@ -100,10 +118,11 @@ class Model:
 
         Args:
             inputs: arrays by name: NumPy, torch on the CPU, anything with DLPack, or Python numbers. Dense memory is
-                used where it is, other layouts are copied once.
+                used where it is, other layouts are copied once. A model for a GPU takes arrays of that GPU too.
 
         Returns:
-            New arrays by output name; torch tensors if a torch tensor came in.
+            New arrays by output name; torch tensors if a torch tensor came in. If one on a GPU did, they are there, and
+            ready on torch's current stream.
 
         Raises:
             InputError: a name, dtype, rank or extent that does not fit.
@@ -232,10 +251,18 @@ class Model:
 
     def _checked(self, entry: Entry, given: Mapping[str, Any]) -> _Request:
         values = entry.order(given)
-        inputs = [to_numpy(value, tensor) for value, tensor in zip(values, entry.inputs, strict=True)]
+        inputs = [self._operand(value, tensor) for value, tensor in zip(values, entry.inputs, strict=True)]
         binding = entry.bind([array.shape for array in inputs])
-        outputs = [empty(shape, t.dtype) for shape, t in zip(binding.outputs, entry.outputs, strict=True)]
+        device = next((a.device for a in inputs if isinstance(a, DeviceArray) and is_torch(a.owner)), None)
+        outputs = [
+            empty(shape, t.dtype) if device is None else empty_on(device, shape, t.dtype)
+            for shape, t in zip(binding.outputs, entry.outputs, strict=True)
+        ]
         return _Request(entry, binding, inputs, outputs)
+
+    def _operand(self, value: Any, tensor: Tensor) -> _Array | DeviceArray:
+        device = device_of(value) if self._on_device else None
+        return to_numpy(value, tensor) if device is None else to_device_array(value, device, tensor)
 
     @contextmanager
     def _session(self, request: _Request) -> Iterator[NativeSession]:
@@ -246,16 +273,21 @@ class Model:
             session = NativeSession(self._native, self.threads)
         try:
             session.bind(request.entry.index, request.binding.values)
+            session.use_stream(request.stream)
             yield session
         finally:
             self._idle.append(session)
 
 
 def _results(request: _Request, given: Mapping[str, Any]) -> dict[str, Any]:
-    pairs = zip(request.entry.outputs, request.outputs, strict=True)
-    if any(map(is_torch, given.values())):
-        return {tensor.name: to_torch(array, tensor.dtype) for tensor, array in pairs}
-    return {tensor.name: array for tensor, array in pairs}
+    torch = any(map(is_torch, given.values()))
+    results = {}
+    for tensor, array in zip(request.entry.outputs, request.outputs, strict=True):
+        if isinstance(array, DeviceArray):
+            results[tensor.name] = array.owner
+        else:
+            results[tensor.name] = to_torch(array, tensor.dtype) if torch else array
+    return results
 
 
 def _array_at(start: int, tensor: Tensor, symbols: Mapping[str, int]) -> _Array:

@@ -117,7 +117,8 @@ COIL_API int coil_session_open(const coil_model *model, int32_t threads, coil_se
 /* Stop the threads and release the memory. NULL is allowed. */
 COIL_API void coil_session_close(coil_session *session);
 
-/* Fix the entry's symbols, plan its memory and grow the arena when needed; the entry stays bound until the next bind.
+/* Fix the entry's symbols, plan its memory and grow the arena when needed; the entry stays bound until the next bind that
+ * succeeds.
  * COIL_ARGUMENT (a symbol outside its range, sizes that overflow), COIL_MEMORY, COIL_BUSY. */
 COIL_API int coil_session_bind(coil_session *session, int32_t entry, const int64_t *symbols);
 

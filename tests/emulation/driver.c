@@ -84,7 +84,7 @@ static void release(chunk *chunk) {
 static chunk *find_room(size_t bytes) {
     for (int i = 0; i < chunk_count; i++)
         if (chunks[i].device < 0 && chunks[i].bytes == bytes) return &chunks[i];
-    size_t step = (bytes + GAP + 511) / 512 * 512;
+    size_t step = (bytes + GAP + 4095) / 4096 * 4096; /* pages of its own, which can be given back */
     if (chunk_count == MOST_BLOCKS || end + step > ROOM) return NULL;
     chunks[chunk_count] = (chunk){end, bytes, -1};
     end += step;

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from coilc.ir import CoilError, Dim, Graph, Location, Module, Node, SymDim, TensorType, Value, dims, ops
+from coilc.ir.core import symbols_in
 from coilc.ir.opdef import IN_PLACE
 from coilc.passes.plan_memory import MemoryPlan, plan_memory, root
 
@@ -159,8 +160,8 @@ def in_place(body: Graph) -> Mapping[int, int]:
 
 
 def kernel_symbols(body: Graph) -> tuple[str, ...]:
-    """The symbols that a kernel takes as integers, in order: those of the types in its body, sorted."""
-    return tuple(sorted({s for node in body.nodes for t in node.types for s in dims.symbols(t.dims)}))
+    """The symbols that a kernel takes as integers, in order: those in its body, sorted."""
+    return tuple(sorted({s for node in body.nodes for s in symbols_in((*node.types, *node.attrs.values()))}))
 
 
 def with_ranges(body: Graph, graph: Graph) -> Graph:
@@ -234,7 +235,7 @@ class _Entry:
     def _states(self) -> tuple[tuple[int, int], ...]:
         inputs = [v.node.attrs["name"] for v in self.declared.inputs]
         outputs = [name for name, _ in self.declared.outputs]
-        return tuple((inputs.index(before), outputs.index(after)) for before, after in self.declared.states)
+        return tuple((inputs.index(before), outputs.index(after)) for before, after in self.graph.states)
 
     def _place_caller_values(self) -> None:
         self.homes.update((v, Ref("input", i)) for i, v in enumerate(self.graph.inputs))
@@ -290,7 +291,7 @@ def solve_symbols(entry: str, graph: Graph, inputs: Sequence[tuple[str, TensorTy
     Raises:
         CoilError: naming the symbol, when no axis is ``scale*symbol + offset``.
     """
-    used = {s for node in graph.nodes for t in node.types for s in dims.symbols(t.dims)}
+    used = {s for node in graph.nodes for s in symbols_in((*node.types, *node.attrs.values()))}
     return tuple(_solve(entry, name, graph, inputs) for name, _ in graph.symbols if name in used)
 
 

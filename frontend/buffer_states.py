@@ -1,54 +1,52 @@
-"""Buffers that a model updates while it runs: states of the entry, which the caller or a session keeps."""
+"""Buffers and inputs that a model updates while it runs: states of the entry, which the caller or a session keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
-from coilc.ir import CoilError, TensorType, Value, literal, ops
-from coilc.ir.types import DTYPES
+from coilc.ir import CoilError, TensorType, Value, ops
 
 from .locations import location_of
 
-_STARTED = "started"  # the state that is true after the first call
-_REFUSED = {OutputKind.USER_INPUT_MUTATION: "input", OutputKind.PARAMETER_MUTATION: "parameter"}
-
 
 class BufferStates:
-    """The states of an entry, by name of the buffer.
+    """The states of an entry, by name of the buffer or input.
 
     Args:
-        taken: names of the entry's other inputs and outputs.
+        inputs: names of the entry's inputs, by placeholder.
+
+    Attributes:
+        updated: names of the buffers that the model updates.
+        initial: what they are in the first call, by name of the input, where that is not zero.
+        given: the inputs that it updates, by placeholder.
 
     Raises:
-        CoilError: the model updates an input or a parameter.
+        CoilError: the model updates a parameter.
     """
 
-    def __init__(self, program: ExportedProgram, taken: Iterable[str]) -> None:
-        self.taken = set(taken)
+    def __init__(self, program: ExportedProgram, inputs: Mapping[str, str]) -> None:
+        self.taken = set(inputs.values())
         self.before: dict[str, Value] = {}
         self.after: dict[str, Value] = {}
+        self.initial: dict[str, np.ndarray] = {}
+        specs = program.graph_signature.output_specs
+        self.given = {str(s.target): inputs[str(s.target)] for s in specs if s.kind == OutputKind.USER_INPUT_MUTATION}
         self.updated = set(_updated(program))
 
-    def enter(self, buffer: str, type_: TensorType, initial: Value | None) -> Value:
-        """What the model reads: its value before this call, or ``initial`` (``None``: zero) in the first call."""
-        before = self._input(buffer, type_)
-        if initial is None:
-            return before
-        if _STARTED not in self.before:
-            self._input(_STARTED, TensorType(DTYPES["bool"], ()))
-            self.after[_STARTED] = literal(True, DTYPES["bool"])
-        return ops.where(self.before[_STARTED], before, initial)
-
-    def _input(self, name: str, type_: TensorType) -> Value:
-        argument = "".join(c if c.isalnum() else "_" for c in name)
-        while argument in self.taken:
-            argument += "_state"
-        self.taken.add(argument)
-        self.before[name] = ops.input_(name=argument, type=type_)
-        return self.before[name]
+    def enter(self, buffer: str, type_: TensorType, value: np.ndarray) -> Value:
+        """What the model reads: what the buffer was after the call before, or ``value`` in the first one."""
+        name = "".join(c if c.isalnum() else "_" for c in buffer)
+        while name in self.taken:
+            name += "_state"
+        self.taken.add(name)
+        self.before[buffer] = ops.input_(name=name, type=type_)
+        if value.any():
+            self.initial[name] = value
+        return self.before[buffer]
 
     @property
     def links(self) -> tuple[tuple[str, str], ...]:
@@ -77,11 +75,11 @@ def _updated(program: ExportedProgram) -> Iterable[str]:
     nodes = {node.name: node for node in program.graph.nodes}
     kinds = {spec.target: spec.kind for spec in program.graph_signature.input_specs}
     for spec in program.graph_signature.output_specs:
-        if spec.kind in _REFUSED:
+        if spec.kind == OutputKind.PARAMETER_MUTATION:
             location = location_of(nodes[spec.arg.name])
             raise CoilError(
-                f"the model updates {_REFUSED[spec.kind]} '{spec.target}' in place, and an artifact's run leaves its "
-                f"inputs and weights as they are; return the new value as an output instead",
+                f"the model updates parameter '{spec.target}' in place, and an artifact's run leaves its weights as they "
+                f"are; make it a buffer, or return the new value as an output",
                 location and location.interior(),
             )
         if spec.kind == OutputKind.BUFFER_MUTATION and kinds[spec.target] == InputKind.BUFFER:

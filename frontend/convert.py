@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from coilc.ir import CoilError, Graph, Location, Module, TensorType, UnsupportedError, Value, at, literal, ops
 from coilc.ir.location import current_location
+from coilc.ir.states import begin_states
 from coilc.ir.types import type_of
 
 from .aten import Call, dtype_from
@@ -62,7 +63,7 @@ class Converter:
         self.scopes = [Scope()]
         self.around: list[Location | None] = []  # of the higher-order ops whose blocks are being converted
         self.inputs = self._input_names()
-        self.states = BufferStates(program, self.inputs.values())
+        self.states = BufferStates(program, self.inputs)
         fakes = {
             self.inputs[n.name]: n.meta["val"]
             for n in program.graph.nodes
@@ -75,12 +76,14 @@ class Converter:
         results = self.block(self.program.graph_module, env)
         if self.refused:
             raise UnsupportedError("the model uses what coilc cannot express yet:", list(dict.fromkeys(self.refused)))
-        inputs = tuple(v for n, v in env.items() if n.name in self.inputs and isinstance(v, Value))
+        given = [n for n in env if n.name in self.inputs and n.name not in self.states.given]
+        inputs = tuple(v for v in (env[n] for n in given) if isinstance(v, Value))
         outputs = self.outputs(results)
         inputs, outputs = (*inputs, *self.states.before.values()), (*outputs, *self.states.after.items())
         graph = Graph("main", inputs, outputs, tuple(self.symbols.ranges.items()), self.states.links)
         used = {node.attrs["name"] for node in graph.nodes if node.op.name == "weight"}
-        return Module({"main": graph}, {name: array for name, array in self.weights.items() if name in used})
+        module = Module({"main": graph}, {name: array for name, array in self.weights.items() if name in used})
+        return begin_states(module, self.states.initial)
 
     # --- inputs and weights -------------------------------------------------------------------------------------------
 
@@ -98,15 +101,17 @@ class Converter:
             return spec.arg.value
         if not isinstance(spec.arg, TensorArgument):
             raise CoilError(f"argument '{self.inputs[node.name]}' is a dynamic number; pass it as a tensor")
-        return ops.input_(name=self.inputs[node.name], type=self.type_of(node.meta["val"]))
+        value = ops.input_(name=self.inputs[node.name], type=self.type_of(node.meta["val"]))
+        if node.name in self.states.given:
+            self.states.before[self.inputs[node.name]] = value
+        return value
 
     def stored(self, spec: Any) -> Value:
         tensor = self.program.state_dict.get(spec.target)
         tensor = self.program.constants[spec.target] if tensor is None else tensor
         if spec.target not in self.states.updated:
             return self.weight(spec.target, tensor)
-        initial = self.weight(spec.target, tensor) if tensor.any() else None
-        return self.states.enter(spec.target, self.type_of(tensor), initial)
+        return self.states.enter(spec.target, self.type_of(tensor), to_numpy(tensor))
 
     def weight(self, name: str, tensor: torch.Tensor) -> Value:
         """A weight by its qualified name; tensors that share storage are one weight, under the first name."""
@@ -256,8 +261,9 @@ class Converter:
         names = iter(_output_names(self.program, sum(s.kind == OutputKind.USER_OUTPUT for s in specs)))
         kept = []
         for spec, value in zip(specs, flat, strict=True):
-            if spec.kind == OutputKind.BUFFER_MUTATION:
-                self.states.after[str(spec.target)] = value
+            if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+                target = str(spec.target)
+                self.states.after[self.inputs.get(target, target)] = value
                 continue
             name = next(names)
             if isinstance(spec.arg, TensorArgument):

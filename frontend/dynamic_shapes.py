@@ -359,7 +359,10 @@ def _mapped(value: Any, function: Any, path: tuple[Any, ...] = ()) -> Any:
 
 
 def _resized(x: Any, extents: Mapping[int, int]) -> Any:
-    """The tensor repeated cyclically along axes whose extent must grow."""
+    """A copy of the tensor, repeated cyclically along axes whose extent must grow.
+
+    Dense, or torch takes its strides to matter; and not the tensor itself, which could be two arguments at once.
+    """
     if not isinstance(x, torch.Tensor):
         return x
     for axis, extent in extents.items():
@@ -367,4 +370,4 @@ def _resized(x: Any, extents: Mapping[int, int]) -> Any:
             if x.shape[axis] == 0:
                 raise InputError("an example with an empty dynamic axis cannot be traced")
             x = x.index_select(axis, torch.arange(extent, device=x.device) % x.shape[axis])
-    return x
+    return x.clone(memory_format=torch.contiguous_format)

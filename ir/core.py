@@ -11,7 +11,6 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from . import dims as d
-from .errors import InputError
 from .location import Location, at, current_location
 from .types import TensorType, dtype_of, type_of
 
@@ -137,7 +136,7 @@ class Graph:
     A graph is also the body of a ``scan`` or of a fused group; there, symbols belong to the enclosing graph.
 
     ``states`` pairs an input with the output that takes its place in the next call; the output's name is the state's.
-    Every state is zero at the start of a sequence.
+    Every state is zero at the start of a sequence, or empty if it grows from call to call (``states.growth``).
     """
 
     name: str
@@ -179,26 +178,6 @@ class Graph:
         """The same graph computing other values under the same output names."""
         return replace(self, outputs=tuple((name, v) for (name, _), v in zip(self.outputs, results, strict=True)))
 
-    def with_states(self, pairs: Mapping[str, str]) -> Graph:
-        """The same graph with more states: inputs, which become the last ones, and the outputs that follow them.
-
-        Raises:
-            InputError: there is no such input or output, or their types differ.
-        """
-        inputs, outputs = {str(v.node.attrs["name"]): v for v in self.inputs}, dict(self.outputs)
-        for before, after in pairs.items():
-            for name, known, what in ((before, inputs, "input"), (after, outputs, "output")):
-                if name not in known:
-                    raise InputError(f"there is no {what} '{name}' to be a state; it has {', '.join(known)}")
-            if inputs[before].type != outputs[after].type:
-                raise InputError(
-                    f"the input '{before}' is {inputs[before].type} and the output '{after}' {outputs[after].type}: a state "
-                    f"keeps its size. Export a model whose cache grows without it; its states are found, not declared"
-                )
-        states = (*self.states, *pairs.items())
-        last = [inputs.pop(name) for name, _ in states]
-        return replace(self, inputs=(*inputs.values(), *last), states=states)
-
     def substitute(self, bindings: Mapping[str, d.Dim]) -> Graph:
         """The graph with symbols replaced everywhere, types, attributes and bodies included."""
         mapping: dict[Value, Value] = {}
@@ -221,6 +200,17 @@ def substitute_attr(value: Any, bindings: Mapping[str, d.Dim]) -> Any:
     if isinstance(value, TensorType | Graph):
         return value.substitute(bindings)
     return value
+
+
+def symbols_in(value: Any) -> Iterator[str]:
+    """Symbols in a type or an attribute value; a body's are its own."""
+    if isinstance(value, d.SymDim):
+        yield from d.symbols(value)
+    elif isinstance(value, TensorType):
+        yield from d.symbols(value.dims)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from symbols_in(item)
 
 
 def topological_order(roots: Iterable[Node], leaves: Callable[[Node], bool] = lambda _: False) -> Iterator[Node]:

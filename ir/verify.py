@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from keyword import iskeyword
 
-from . import dims as d
-from .core import Graph, Module, Node
+from .core import Graph, Module, Node, symbols_in
 from .errors import CoilError, VerifyError
 from .opdef import STRUCTURAL
-from .types import TensorType
+from .states import growth
 
 Spec = Callable[[Module], None]
 
@@ -58,7 +57,7 @@ def _structure(graph: Graph, symbols: set[str], *, body: bool = False) -> None:
             raise VerifyError(
                 f"body '{graph.name}' reads weight '{node.attrs['name']}'; pass it as an operand", node.location
             )
-        unknown = set(_symbols((*node.types, *node.attrs.values()))) - symbols
+        unknown = set(symbols_in((*node.types, *node.attrs.values()))) - symbols
         if unknown:
             raise VerifyError(f"graph '{graph.name}': symbol '{min(unknown)}' has no range", node.location)
         _types_agree(node)
@@ -85,7 +84,7 @@ def _names(graph: Graph) -> None:
 
 
 def _states(graph: Graph) -> None:
-    """The last inputs, in order, each paired with an output of the same type."""
+    """The last inputs, in order, each paired with an output of the same type, or one that has grown."""
     if not graph.states:
         return
     names = [str(v.node.attrs["name"]) for v in graph.inputs]
@@ -93,19 +92,9 @@ def _states(graph: Graph) -> None:
         raise VerifyError(f"graph '{graph.name}': states must be its last inputs, in order")
     inputs, outputs = dict(zip(names, graph.inputs, strict=True)), dict(graph.outputs)
     for name, output in graph.states:
-        if output not in outputs or outputs[output].type != inputs[name].type:
+        before, after = inputs[name].type, outputs[output].type if output in outputs else None
+        if after is None or (before != after and growth(before, after) is None):
             raise VerifyError(f"graph '{graph.name}': state '{name}' needs an output '{output}' of its type")
-
-
-def _symbols(value: object) -> Iterator[str]:
-    """Symbols in an attribute value or a type; a body is checked on its own."""
-    if isinstance(value, d.SymDim):
-        yield from d.symbols(value)
-    elif isinstance(value, TensorType):
-        yield from d.symbols(value.dims)
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _symbols(item)
 
 
 def _types_agree(node: Node) -> None:

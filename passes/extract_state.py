@@ -12,6 +12,7 @@ from coilc.ir.opdef import ELEMENTWISE, STRUCTURAL
 from . import causal_attention  # noqa: F401  its rules
 from .causal_rules import RULES, pointwise
 from .fold_constants import WeightTable, with_final_names
+from .keep_caches import growing, keep_caches
 from .realise_kernels import realise_kernels
 from .shorten_sequences import shorten_sequences
 from .simplify import simplify
@@ -46,10 +47,11 @@ def extract_state(
             v1, v2 = causal_conv1d(x, v0, conv, optional=("state",), activation="none")
             return {"y": v1, "conv": v2}
 
-    A graph that has states of its own keeps them, and no others are looked for.
+    A graph that has states of its own keeps them, and no others are looked for; those that grow become caches
+    (``keep_caches``), and inputs and outputs like any others in ``source``.
 
     Args:
-        entries: names of the entries to keep; ``prefill`` and ``step`` are derived unless the module has them.
+        entries: names of the entries to keep; ``prefill`` and ``step`` are derived unless the module has them. None: all.
         source: the entry over whole sequences.
         time: the symbol that counts its elements; a graph of known length gets one if it can (``shorten_sequences``).
         context: how many elements a sequence may have where attention keeps them all; by default as many as ``time`` may
@@ -62,8 +64,9 @@ def extract_state(
         InputError: there is no such entry or symbol.
         UnsupportedError: listing every op that needs more than the past.
     """
+    entries = entries or tuple(module.entries)
     wanted = [name for name in entries if name in DERIVED and name not in module.entries]
-    found = dict(module.entries)
+    found = {name: replace(graph, states=()) if growing(graph) else graph for name, graph in module.entries.items()}
     if wanted:
         table = WeightTable(module.weights)
         found |= _derived(table, wanted, _entry(module, source), time, context)
@@ -84,6 +87,9 @@ def _derived(
     table: WeightTable, wanted: Collection[str], graph: Graph, time: str, context: int | None
 ) -> Mapping[str, Graph]:
     """``prefill`` and ``step``; a graph that has states already continues from them at whatever length it takes."""
+    if caches := growing(graph):
+        longest = [graph.ranges[how.symbol][1] for how in caches.values()]
+        graph = keep_caches(graph, context or min(CONTEXT, *(n for n in longest if n is not None)))
     if time not in graph.ranges and graph.states and PREFILL not in wanted:
         return {STEP: replace(graph, name=STEP)}
     if time not in graph.ranges:

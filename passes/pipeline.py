@@ -84,7 +84,7 @@ def pipeline(
         Stage(
             "specialise",
             promises.any_graph,
-            (partial(extract_state, entries=entries, context=context),) if entries else (),
+            (partial(extract_state, entries=entries, context=context),),
         ),
         # 4. What the target wants. Out: recurrences in the form that suits it, real numbers only, weights in the layout of
         # the kernels.

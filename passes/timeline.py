@@ -70,7 +70,8 @@ class Timeline:
     """
 
     def __init__(self, symbol: str, taken: Iterable[str], context: int) -> None:
-        self.length, self.context = dims.symbol(symbol), context
+        self.length: Dim = dims.symbol(symbol)
+        self.context = context
         self.symbol = symbol
         self.taken = set(taken)
         self.states: list[State] = []

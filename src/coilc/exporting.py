@@ -9,10 +9,13 @@ from typing import Any, TypeAlias
 import torch
 from torch.export import ExportedProgram
 
+from .caches import opened
 from .frontend import torch_export as frontend
+from .frontend.convert import to_numpy
 from .frontend.dynamic_shapes import Arguments, parse_dynamic
 from .frontend.two_lengths import TwoLengths, two_lengths
 from .ir import CoilError, Module
+from .ir.states import begin_states, declare_states
 from .passes.unify_lengths import Length, unify_modules
 
 Lengths: TypeAlias = "Sequence[int] | Mapping[str, Sequence[int]]"
@@ -26,6 +29,7 @@ def export(
     dynamic_shapes: Any = None,
     lengths: Lengths | None = None,
     states: Mapping[str, str] | None = None,
+    initial: Mapping[str, Any] | None = None,
 ) -> Module:
     """A module as IR, traced in eval mode and without gradients; the entry is ``main``.
 
@@ -41,17 +45,22 @@ def export(
             up again and become one program, in which every number that differs is a linear function of the length. What
             the model does at certain lengths only, other than those two, is not seen. If torch can trace the dimension as
             a dynamic one, that is what happens instead.
-        states: names of inputs, and of the outputs that take their places in the next call: the module's own cache, of a
-            fixed size. A session keeps them, and starts with zeros.
+        states: names of inputs, and of the outputs that take their places in the next call: the module's own cache, which
+            a session keeps. Names of nested ones may be left out from some point on: ``{"past": "present"}``. A state keeps its
+            size, or grows along an axis whose extent is a dimension of its own, as keys and values of attention do.
+            transformers' cache objects among the arguments need no declaration.
+        initial: tensors or arrays that states begin with, by name of the input; by default zeros.
 
     Raises:
         UnsupportedError: the model uses what coilc cannot express; all places are listed.
         CoilError: the model branches on values, or fixes a dynamic dimension; or its traces at two lengths differ in more
             than the length, and the message names the first operation that does.
-        InputError: the arguments, ``dynamic_shapes``, ``lengths`` or ``states`` do not fit the model.
+        InputError: the arguments, ``dynamic_shapes``, ``lengths``, ``states`` or ``initial`` do not fit the model.
     """
-    found = _traced(module, args, kwargs, dynamic_shapes, lengths)
-    return found.map(lambda graph: graph.with_states(states)) if states else found
+    with opened(module, args, kwargs or {}, dynamic_shapes) as call:
+        found = _traced(module, args, call.kwargs, call.dynamic_shapes, lengths)
+    declared = found.map(lambda graph: declare_states(graph, {**call.states, **(states or {})}))
+    return begin_states(declared, {name: to_numpy(torch.as_tensor(x)) for name, x in (initial or {}).items()})
 
 
 def _traced(

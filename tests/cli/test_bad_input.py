@@ -23,6 +23,8 @@ from .conftest import Cli
         (["compile", "{zoo}:fixed", "--dynamic", "x=L"], "--dynamic x=L: write INPUT.AXIS=NAME"),
         (["compile", "{zoo}:fixed", "--dynamic", "y.0=L"], "'y'"),
         (["compile", "{zoo}:loop", "--lengths", "L"], "--lengths L: write NAME=A,B with two lengths"),
+        (["compile", "{text}", "--state", "h"], "--state h: write INPUT=OUTPUT, as in h=h_next"),
+        (["compile", "{text}", "--state", "h=y"], "there is no input 'h' to be a state; it has"),
         (["compile", "{text}", "--lengths", "7,11"], "--lengths applies while exporting"),
         (["compile", "{zoo}:fixed", "--target", "vax"], "there is no target 'vax'"),
         (["compile", "{zoo}:fixed", "--entries", "step"], "entry 'main' has no symbol 'L'"),

@@ -369,8 +369,12 @@ def test_updated_buffers_and_inputs() -> None:
 
     graph = export(Counter(), (torch.ones(3),)).entries["main"]
     assert graph.states == (("count", "count"),)
-    with pytest.raises(CoilError, match="updates input 'x' in place") as caught:
-        export_function(lambda x: x.add_(1), torch.ones(3))
+    graph = export_function(lambda x: x.add_(1), torch.ones(3)).entries["main"]
+    assert graph.states == (("x", "x"),)
+    counter = Counter()
+    counter.count = nn.Parameter(counter.__dict__["_buffers"].pop("count"), requires_grad=False)
+    with pytest.raises(CoilError, match="updates parameter 'count' in place") as caught:
+        export(counter, (torch.ones(3),))
     assert caught.value.location.file.endswith("test_export.py")
 
 

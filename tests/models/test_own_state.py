@@ -1,4 +1,4 @@
-"""Models that bring their own cache: updated buffers, declared pairs of input and output, transformers' static cache."""
+"""Models that bring their own cache: updated buffers, declared pairs of input and output, transformers' cache objects."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typer.testing import CliRunner
 
 import coilc
+from coilc.cli import app
+from coilc.comparison.metrics import TOLERANCE
 
 WIDTH = 6
 
@@ -82,8 +85,11 @@ def test_what_cannot_be_mapped(tmp_path: Path) -> None:
     args = (torch.zeros(2, WIDTH), torch.zeros(2, 5))
     for states, sentence in (
         ({"hh": "h_next"}, "there is no input 'hh' to be a state; it has x, h"),
+        (
+            {"x": "h_next"},
+            r"input 'x' is f32\[B, 6\] and the output 'h_next' f32\[B, 5\]: a state keeps its size, or grows",
+        ),
         ({"h": "next"}, "there is no output 'next' to be a state; it has y, h_next"),
-        ({"x": "y"}, r"input 'x' is f32\[B, 6\] and the output 'y' f32\[B, 5\]: a state keeps its size"),
     ):
         with pytest.raises(coilc.CoilError, match=sentence):
             coilc.export(module, args, dynamic_shapes=shapes, states=states)
@@ -109,3 +115,132 @@ def test_the_static_cache_of_transformers(tmp_path: Path) -> None:
     ids, session = case.make_inputs(B=1, L=length)["input_ids"], model.session()
     steps = [session.step(input_ids=ids[:, t : t + 1], cache_position=torch.tensor([t]))["out"] for t in range(length)]
     torch.testing.assert_close(torch.cat(steps, 1), case.eager({"input_ids": ids})["logits"], rtol=1e-4, atol=1e-5)
+
+
+class Attention(nn.Module):
+    """Causal self-attention over x [B, L, D] that takes its past as keys and values [B, H, P, E] and returns it longer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.leave = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, past: dict[str, Tensor]) -> dict[str, Tensor | dict[str, Tensor]]:
+        seen, length = past["keys"].shape[2], x.shape[1]
+        q, k, v = (m.unflatten(-1, (2, 4)).transpose(1, 2) for m in self.mix(x).chunk(3, -1))
+        k, v = torch.cat([past["keys"], k], 2), torch.cat([past["values"], v], 2)
+        place = torch.arange(length)[:, None] + seen
+        causal = torch.arange(seen + length)[None] <= place
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=causal)
+        return {"y": self.leave(y.transpose(1, 2).flatten(2)) + place, "present": {"keys": k, "values": v}}
+
+
+def empty(batch: int, length: int = 0) -> dict[str, Tensor]:
+    return {name: torch.zeros(batch, 2, length, 4) for name in ("keys", "values")}
+
+
+def test_a_cache_that_grows_is_a_state(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Attention().eval(), torch.randn(2, 9, 8)
+    shapes = {"x": {0: "B", 1: "L"}, "past": {key: {0: "B", 2: "past_length"} for key in ("keys", "values")}}
+    program = coilc.export(module, (x, empty(2, 3)), dynamic_shapes=shapes, states={"past": "present"})
+    path = coilc.compile(program, tmp_path / "m.coil", entries=("main", "prefill", "step"), context=12)
+    model, whole = coilc.load(path, threads=1), module(x, empty(2))["y"].detach().numpy()
+    assert [s["name"] for s in model.describe()["states"] if s["kept"]] == ["keys", "values"]
+    for cut in range(1, 9):
+        session = model.session()
+        parts = [session.prefill(x=piece)["y"] for piece in np.split(x.numpy(), [cut], 1)]
+        np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=1e-5, atol=1e-5)
+    session = model.session()
+    steps = [session.step(x=x[:, t : t + 1].numpy())["y"] for t in range(9)]
+    np.testing.assert_allclose(np.concatenate(steps, 1), whole, rtol=1e-5, atol=1e-5)
+    with pytest.raises(coilc.runtime.RunError, match="has 9 elements and would get 4 more, the model has room for 12"):
+        session.prefill(x=x[:, :4].numpy())
+    past = {f"past_{name}": value.numpy() + 1 for name, value in empty(2, 3).items()}  # by hand, the cache is as it was
+    expected = module(x, {name: value + 1 for name, value in empty(2, 3).items()})
+    found = model(x=x.numpy(), **past)
+    for name, value in {"y": expected["y"], "present.keys": expected["present"]["keys"]}.items():
+        np.testing.assert_allclose(found[name], value.detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_an_exported_step_with_its_past(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x = Attention().eval(), torch.randn(2, 9, 8)
+    past = torch.export.Dim("past", min=2)
+    shapes = {"x": None, "past": {key: {2: past} for key in ("keys", "values")}}
+    exported = torch.export.export(module, (x[:, :1], empty(2, 3)), dynamic_shapes=shapes, strict=False)
+    torch.export.save(exported, tmp_path / "step.pt2")
+    path = tmp_path / "step.coil"
+    options = ["--state", "past=present", "--entries", "step", "--context", "9", "-o", str(path)]
+    assert CliRunner().invoke(app, ["compile", str(tmp_path / "step.pt2"), *options]).exit_code == 0
+    session, whole = coilc.load(path, threads=1).session(), module(x, empty(2))["y"].detach().numpy()
+    steps = [session.step(x=x[:, t : t + 1].numpy())["y"] for t in range(9)]
+    np.testing.assert_allclose(np.concatenate(steps, 1), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_states_begin_with_values(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module, x, start = Cell().eval(), torch.randn(3, 4, WIDTH), torch.linspace(-1, 1, 5)
+    shapes = {"x": {0: "B"}, "h": {0: "B"}}
+    program = coilc.export(
+        module, (x[0], torch.zeros(4, 5)), dynamic_shapes=shapes, states={"h": "h_next"}, initial={"h": start}
+    )
+    session = coilc.load(coilc.compile(program, tmp_path / "m.coil", entries=("step",)), threads=1).session()
+    for _ in range(2):
+        h = start.expand(4, 5)
+        for row in x:
+            result = module(row, h)
+            h = result["h_next"]
+            found = session.step(x=row.numpy())["y"]
+            np.testing.assert_allclose(found, result["y"].detach().numpy(), rtol=1e-5, atol=1e-6)
+        session.reset()
+    for initial, sentence in (
+        ({"x": start}, "'x' is no state that could begin with a value; there are h"),
+        ({"h": start[:3]}, r"the state 'h' is f32\[B, 5\] and cannot begin with f32\[3\]"),
+    ):
+        with pytest.raises(coilc.CoilError, match=sentence):
+            coilc.export(
+                module, (x[0], torch.zeros(4, 5)), dynamic_shapes=shapes, states={"h": "h_next"}, initial=initial
+            )
+
+
+CACHED = ("llama", "mistral", "mamba", "mamba2", "jamba", "qwen3_next")
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_cache_objects_of_transformers(tmp_path: Path, name: str) -> None:
+    """A step that is traced with a cache, and a whole sequence traced with one, equal the model without."""
+    pytest.importorskip("transformers")
+    from models import zoo
+    from transformers import DynamicCache
+
+    case, length = {**zoo.MODELS, **zoo.HYBRIDS}[name](), 9
+    ids = case.make_inputs(B=2, L=length)["input_ids"]
+    whole = case.eager({"input_ids": ids})["logits"].numpy()
+    cache = DynamicCache(config=case.module.config)
+    for example, shape, entries in ((ids[:, :1], {0: "B"}, ("step",)), (ids, {0: "B", 1: "L"}, ("prefill", "step"))):
+        given = {"input_ids": example, "cache": cache, "use_cache": True}
+        program = coilc.export(case.module, (), given, dynamic_shapes={"input_ids": shape})
+        path = coilc.compile(program, tmp_path / f"{len(entries)}.coil", entries=entries, context=length)
+        session, found = coilc.load(path, threads=1).session(), []
+        if "prefill" in entries:
+            found.append(session.prefill(input_ids=ids[:, :4])["logits"])
+        start = sum(part.shape[1] for part in found)
+        found += [session.step(input_ids=ids[:, t : t + 1])["logits"] for t in range(start, length)]
+        error = np.linalg.norm(np.concatenate(found, 1) - whole) / np.linalg.norm(whole)
+        assert error <= TOLERANCE["float32"]
+    assert not any(getattr(layer, "is_initialized", False) for layer in cache.layers)  # it was only an example
+
+
+def test_a_static_cache_as_an_argument(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from models import zoo
+    from transformers import StaticCache
+
+    case, length = zoo.llama(), 9
+    ids = case.make_inputs(B=1, L=length)["input_ids"]
+    cache = StaticCache(config=case.module.config, max_cache_len=12)
+    program = coilc.export(case.module, (), {"input_ids": ids[:, :1], "cache": cache})
+    model = coilc.load(coilc.compile(program, tmp_path / "m.coil", entries=("step",)), threads=1)
+    session = model.session()
+    found = [session.step(input_ids=ids[:, t : t + 1])["logits"] for t in range(length)]
+    torch.testing.assert_close(torch.cat(found, 1), case.eager({"input_ids": ids})["logits"], rtol=1e-4, atol=1e-5)

@@ -13,7 +13,19 @@ from coilc.ir import InputError
 from coilc.units import show_bytes
 
 from .console import Stages, console, emit_json, folder_size
-from .options import Algorithm, Artifact, Dynamic, Entries, Json, Lengths, Model, Precision, PrecisionName, Target
+from .options import (
+    Algorithm,
+    Artifact,
+    Dynamic,
+    Entries,
+    Json,
+    Lengths,
+    Model,
+    Precision,
+    PrecisionName,
+    States,
+    Target,
+)  # fmt: skip
 from .sources import is_example, load_program
 
 
@@ -33,6 +45,7 @@ def compile_command(
     target: Target = "native",
     dynamic: Dynamic = None,
     lengths: Lengths = None,
+    state: States = None,
     entries: Entries = None,
     algorithm: Algorithm = None,
     precision: Precision = PrecisionName.FP32,
@@ -68,7 +81,7 @@ def compile_command(
     began = time.perf_counter()
     with Stages() as progress:
         progress("export" if is_example(model) else "import")
-        program = load_program(model, dynamic or (), weights, lengths=lengths, need_weights=True)
+        program = load_program(model, dynamic or (), weights, lengths=lengths, states=state or (), need_weights=True)
         chosen = tuple(entries.split(",")) if entries else None
         compile(
             program, path, target=target, entries=chosen, algorithm=algorithm, context=context,

@@ -20,6 +20,14 @@ Lengths = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--lengths", metavar="NAME=A,B", help="Trace at two lengths: for a Python loop over that dim."),
 ]
+States = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option(
+        "--state",
+        metavar="INPUT=OUTPUT",
+        help="An input that a session keeps, and the output that it is next, as in h=h_next.",
+    ),
+]
 Target = Annotated[str, typer.Option("--target", "-t", help="What to compile for; 'coilc targets' lists them.")]
 Entries = Annotated[
     Optional[str],  # noqa: UP045

@@ -2,7 +2,7 @@
 
 ====================  ================================================================================
 ``file.py:function``  a function returning ``(module, args[, kwargs[, dynamic_shapes]])``; the file may hold
-                      ``EXPORT``, a dict of further arguments of ``coilc.export``, such as ``lengths``
+                      ``EXPORT``, a dict of further arguments of ``coilc.export``: ``lengths``, ``states``, ``initial``
 ``model.pt2``         what ``torch.export.save`` wrote
 ``graph.py``          IR text
 ``name.coil``         an artifact: its IR text and weights
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from coilc.ir import Graph, InputError, Location, Module, TensorType, parse_graphs
+from coilc.ir.states import declare_states
 
 from .arrays import read_inputs
 
@@ -72,6 +73,18 @@ def parse_lengths(option: str | None) -> dict[str, Any]:
         raise InputError(f"--lengths {option}: write NAME=A,B with two lengths, as in L=7,11")
     pair = (int(match["first"]), int(match["second"]))
     return {"lengths": {match["name"]: pair} if match["name"] else pair}
+
+
+def parse_states(options: Sequence[str]) -> dict[str, str]:
+    """``h=h_next`` options as pairs of an input and the output that takes its place in the next call.
+
+    Raises:
+        InputError: an option has another form.
+    """
+    pairs = [option.partition("=") for option in options]
+    if wrong := ["".join(pair) for pair in pairs if not all(pair)]:
+        raise InputError(f"--state {wrong[0]}: write INPUT=OUTPUT, as in h=h_next")
+    return {before: after for before, _, after in pairs}
 
 
 def dynamic_shapes(given: Any, options: Sequence[str]) -> Any:
@@ -127,7 +140,7 @@ def _function(path: Path, name: str) -> tuple[Callable[[], Any], Mapping[str, An
         names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == path.stem]
         raise InputError(f"{path} has no function '{name}'" + (f"; it has {', '.join(names)}" if names else ""))
     options = getattr(module, "EXPORT", {})
-    if not isinstance(options, Mapping) or set(options) - {"lengths"}:
+    if not isinstance(options, Mapping) or set(options) - {"lengths", "states", "initial"}:
         raise InputError(
             f'{path}: EXPORT must be a dict of further arguments of coilc.export, such as {{"lengths": (7, 11)}}'
         )
@@ -174,12 +187,13 @@ def load_program(
     weights: Path | None = None,
     *,
     lengths: str | None = None,
+    states: Sequence[str] = (),
     need_weights: bool = False,
 ) -> Module:
     """MODEL as an IR module, imported but not optimised.
 
     Args:
-        dynamic, lengths: the options ``--dynamic`` and ``--lengths``.
+        dynamic, lengths, states: the options ``--dynamic``, ``--lengths`` and ``--state``.
         weights: safetensors file with the weights of IR text.
         need_weights: refuse IR text whose weights are not there; otherwise they are zeros.
 
@@ -187,6 +201,12 @@ def load_program(
         InputError: MODEL does not exist or has none of the known forms.
         UnsupportedError: the model uses something that coilc cannot represent.
     """
+    pairs = parse_states(states)
+    program = _load(spec, dynamic, weights, lengths, need_weights)
+    return program.map(lambda graph: declare_states(graph, pairs))
+
+
+def _load(spec: str, dynamic: Sequence[str], weights: Path | None, lengths: str | None, need_weights: bool) -> Module:
     if is_example(spec):
         from coilc.exporting import export
 

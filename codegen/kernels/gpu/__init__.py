@@ -11,7 +11,9 @@ from coilc.ir import OpDef, ops
 
 from ..anchor import Anchor
 from .matmul import emit_matmul
+from .selective_scan import emit_selective_scan
 
 TEMPLATES: Mapping[OpDef, Callable[[Anchor], bool]] = {
     ops.matmul: emit_matmul,
+    ops.selective_scan: emit_selective_scan,
 }

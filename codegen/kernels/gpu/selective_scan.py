@@ -1,0 +1,349 @@
+"""Selective scan (S6) on a device: the state of a channel is spread over lanes of a warp, and time goes by in tiles.
+
+A block takes some channels of one batch element. It brings the operands of a tile of steps into shared memory, with the
+bias, softplus and mask of dt applied, while those of the next tile are on their way into registers. Then every lane takes
+its few states through the tile; the sums over the states are made by exchanges in which every lane ends with other steps.
+Neighbouring threads load and store neighbouring channels. What bounds it is one exponential per state and step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import e, log2
+
+from tvm import tirx
+from tvm.script.ir_builder import tirx as T
+
+from coilc.ir import dims as d
+from coilc.ir.dims import Dim
+
+from ...scalar import Expr, bind, dtype_name, select
+from ..anchor import Anchor
+from ..loops import ceildiv, i64, local, serial, unrolled, when
+from .blocks import WARP, blocks, from_lane, shared, wait_for_block
+from .fast import exp2, silu, softplus
+from .registers import Registers
+
+X, DT, A, B, C = range(5)
+QUAD = 4  # steps that are one access to shared memory
+MOST_STATES = 8  # of one lane
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the work is cut.
+
+    Attributes:
+        lanes: that share the state of a channel.
+        tile: steps in shared memory; enough for every thread to load one quad, so that no two load the same.
+        threads: of a block.
+    """
+
+    lanes: int
+    tile: int
+    threads: int
+
+    @property
+    def channels(self) -> int:
+        """Of a block."""
+        return self.threads // self.lanes
+
+    @property
+    def group(self) -> int:
+        """Steps whose sums are made together: at least one per lane."""
+        return max(self.lanes, QUAD)
+
+    @property
+    def row(self) -> int:
+        """Numbers between two rows of shared memory, so that a column is in different banks."""
+        return self.tile + QUAD
+
+
+def form_of(states: int) -> Form | None:
+    """About four states per lane; None if no number of lanes divides the states."""
+    lanes = next((n for n in (1, 2, 4, 8, 16) if states % n == 0 and states // n <= 4), None)
+    lanes = lanes or next((n for n in (16, 8) if states % n == 0 and states // n <= MOST_STATES), None)
+    return Form(lanes, 64 if lanes > 8 else 32, 256 if lanes > 8 else 128) if lanes else None
+
+
+def emit_selective_scan(k: Anchor) -> bool:
+    """Write the body of the kernel; y[B, L, D] and, if used, the last state h[B, N, D]."""
+    length, (groups, states) = k.dims(X)[1], k.dims(B)[2:]
+    size = d.divide_exactly(k.dims(X)[2], groups)
+    floats = all(k.compute_dtype(operand) == "float32" for operand in (X, DT, A, B, C))
+    form = form_of(states) if isinstance(states, int) else None
+    if form is None or size is None or not floats:
+        return False
+    if isinstance(length, int):
+        _emit(k, form, size, one=length == 1)
+        return True
+    with T.If(k.extent(length) > i64(1)):
+        with T.Then():
+            _emit(k, form, size, one=False)
+        with T.Else():
+            _emit(k, form, size, one=True)
+    return True
+
+
+def _emit(k: Anchor, form: Form, size: Dim, *, one: bool) -> None:
+    """The kernel for sequences, or for a single step."""
+    groups, width = k.extent(k.dims(B)[2]), WARP if one else form.channels
+    extents = [k.extent(k.dims(X)[0]), groups, ceildiv(k.extent(size), width)]
+    threads = WARP * _warps(k) if one else form.threads
+    with blocks(extents, threads) as ((b, g, part), thread):
+        work = Block(k, form, b, g, T.Bind(part * i64(width)), size, thread)
+        if one:
+            _step(work)
+        else:
+            Tiles(work).emit()
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one block works on: channels of group ``g``, which has ``size``, from its channel ``start`` on."""
+
+    k: Anchor
+    form: Form
+    b: Expr
+    g: Expr
+    start: Expr
+    size: Dim
+    thread: Expr
+
+    def channel(self, i: Expr) -> Expr:
+        """The number of the i-th channel of the block, or of the last one of the group if that is before it."""
+        extent = self.k.extent(self.size)
+        return T.Bind(self.g * extent + tirx.min(self.start + i, extent - i64(1)))
+
+    def has(self, i: Expr) -> Expr:
+        """Whether the group has the i-th channel of the block."""
+        return self.start + i < self.k.extent(self.size)
+
+    def step_size(self, dt: Expr, bias: Expr | None, t: Expr) -> Expr:
+        """dt with its bias, softplus and mask."""
+        dt = dt if bias is None else bind(dt + bias)
+        dt = softplus(dt) if self.k.node.attrs["softplus"] else dt
+        return dt * self.k.read("mask", self.b, t, dtype="float32") if self.k.has("mask") else dt
+
+    def vector(self, name: str, channel: Expr) -> Expr | None:
+        """A number per channel, if the op has that operand."""
+        return _named(self.k.read(name, channel, dtype="float32")) if self.k.has(name) else None
+
+
+def _named(x: Expr) -> Expr:
+    """The value in a register that later code finds, whatever its frame."""
+    buffer = local((1,), dtype_name(x))
+    T.buffer_store(buffer, x, [0])
+    return buffer[0]
+
+
+class Tiles:
+    """The code of a block that works on sequences."""
+
+    def __init__(self, work: Block) -> None:
+        self.work, self.k, self.form = work, work.k, work.form
+        self.states = self.k.fixed(self.k.dims(B)[3])
+        self.own = self.states // self.form.lanes
+        self.lane = T.Bind(tirx.truncmod(work.thread, i64(self.form.lanes)))
+        self.row = T.Bind(tirx.truncdiv(work.thread, i64(self.form.lanes)))
+        self.length = self.k.extent(self.k.dims(X)[1])
+        self.wanted = 0 in self.k.outputs_of  # y; otherwise only the state that is left
+
+    def emit(self) -> None:
+        """Write the loop over the tiles and what comes before and after it."""
+        self._allocate()
+        self._start()
+        self._load_sequences(i64(0))
+        with serial(ceildiv(self.length, self.form.tile)) as tile:
+            first = T.Bind(tile * i64(self.form.tile))
+            self._stage(first)
+            wait_for_block()
+            if "z" in self.loaded:
+                self._load(("z",), first)
+            self._load_sequences(first + i64(self.form.tile))
+            with serial(self.form.tile // self.form.group) as group:
+                self._advance(group * i64(self.form.group))
+            wait_for_block()
+            if self.wanted:
+                self._store(first)
+        with when(self.work.has(self.row)), unrolled(self.own) as s:
+            self.k.store(1, [self.work.b, self._state(s), self.channel], self.h[s])
+
+    def _allocate(self) -> None:
+        form, k = self.form, self.k
+        rows = lambda count: shared((count, form.row), "float32")
+        self.dt, self.x, self.b = rows(form.channels), rows(form.channels), rows(self.states)
+        self.h, self.rates = local((self.own,), "float32"), local((self.own,), "float32")
+        self.sums = local((form.group,), "float32")
+        self.columns = form.channels * form.tile // QUAD // form.threads
+        self.rows = -(-self.states * form.tile // QUAD // form.threads)
+        wanted: tuple[str | int, ...] = ("z",) * (self.wanted and k.has("z")) + (C,) * self.wanted
+        operands: tuple[str | int, ...] = (X, DT, B, *wanted)
+        self.loaded = {o: Registers(k, o, QUAD * (self.rows if o in (B, C) else self.columns)) for o in operands}
+        if self.wanted:
+            self.c = rows(self.states)
+
+    def _state(self, s: Expr) -> Expr:
+        return s * i64(self.form.lanes) + self.lane
+
+    def _start(self) -> None:
+        """What does not change with time: of the channel whose states this thread has, and of the one that it loads."""
+        k, work = self.k, self.work
+        self.channel = work.channel(self.row)
+        self.column = T.Bind(tirx.truncmod(work.thread, i64(self.form.channels)))
+        self.loads = work.channel(self.column)
+        self.bias, self.skip = work.vector("dt_bias", self.loads), work.vector("D", self.channel)
+        with unrolled(self.own) as s:
+            h0 = k.read("h0", work.b, self._state(s), self.channel) if k.has("h0") else tirx.const(0.0, "float32")
+            T.buffer_store(self.h, h0, [s])
+            rate = k.read(A, self._state(s), self.channel) * tirx.const(log2(e), "float32")
+            T.buffer_store(self.rates, rate, [s])
+
+    # --- between memory and shared memory -----------------------------------------------------------------------------
+
+    def _load_sequences(self, first: Expr) -> None:
+        """Start loading the tile of steps from ``first`` on; steps after the last one are that one again."""
+        self._load((X, DT), first)
+        self._load((B, C) if self.wanted else (B,), first)
+
+    def _load(self, operands: tuple[str | int, ...], first: Expr) -> None:
+        work, per_state = self.work, B in operands
+        for item in range(self.rows if per_state else self.columns):
+            index, quad = self._item(item, self.states if per_state else self.form.channels)
+            for v in range(QUAD):
+                t = T.Bind(tirx.min(first + quad * i64(QUAD) + i64(v), self.length - i64(1)))
+                place = (work.b, t, work.g, index) if per_state else (work.b, t, self.loads)
+                for operand in operands:
+                    self.loaded[operand].load(item * QUAD + v, *place)
+
+    def _item(self, item: int, rows: int) -> tuple[Expr, Expr]:
+        """Row and quad of the tile that this thread moves: neighbouring threads have neighbouring rows."""
+        place = self.work.thread + i64(item * self.form.threads)
+        quad = tirx.truncdiv(place, i64(rows))
+        if rows * self.form.tile // QUAD % self.form.threads:  # what there is too much of is moved twice
+            quad = tirx.min(quad, i64(self.form.tile // QUAD - 1))
+        return T.Bind(tirx.truncmod(place, i64(rows))), T.Bind(quad)
+
+    def _stage(self, first: Expr) -> None:
+        """Into shared memory; steps after the last one change nothing."""
+        zero = tirx.const(0.0, "float32")
+        values = local((QUAD,), "float32")
+        for item in range(self.columns):
+            column, quad = self._item(item, self.form.channels)
+            for operand, buffer in ((DT, self.dt), (X, self.x)):
+                for v in range(QUAD):
+                    t = T.Bind(first + quad * i64(QUAD) + i64(v))
+                    element = self.loaded[operand][item * QUAD + v]
+                    if operand == DT:
+                        element = self.work.step_size(element, self.bias, tirx.min(t, self.length - i64(1)))
+                    T.buffer_store(values, select(t < self.length, element, zero), [i64(v)])
+                _put(buffer, column, quad, values)
+        for item in range(self.rows):
+            row, quad = self._item(item, self.states)
+            for operand, buffer in ((B, self.b), *(((C, self.c),) if self.wanted else ())):
+                for v in range(QUAD):
+                    t = first + quad * i64(QUAD) + i64(v)
+                    element = self.loaded[operand][item * QUAD + v]
+                    T.buffer_store(values, select(t < self.length, element, zero), [i64(v)])
+                _put(buffer, row, quad, values)
+
+    def _store(self, first: Expr) -> None:
+        """Give y its gate and write it."""
+        k, values = self.k, local((QUAD,), "float32")
+        for item in range(self.columns):
+            column, quad = self._item(item, self.form.channels)
+            _get(values, self.x, column, quad * i64(QUAD))
+            for v in range(QUAD):
+                t, y = T.Bind(first + quad * i64(QUAD) + i64(v)), values[i64(v)]
+                y = bind(y * silu(self.loaded["z"][item * QUAD + v])) if "z" in self.loaded else y
+                with when(tirx.all(t < self.length, self.work.has(self.column))):
+                    k.store(0, [self.work.b, t, self.loads], y)
+
+    # --- the recurrence -----------------------------------------------------------------------------------------------
+
+    def _advance(self, first: Expr) -> None:
+        """The steps of one group: h = 2**(dt * rates) * h + dt * x * B, and the sums C . h."""
+        dt, inflow, b, c = (local((QUAD,), "float32") for _ in range(4))
+        for part in range(0, self.form.group, QUAD):
+            quad = first + i64(part)
+            _get(dt, self.dt, self.row, quad)
+            _get(inflow, self.x, self.row, quad)
+            for v in map(i64, range(QUAD)):
+                T.buffer_store(inflow, inflow[v] * dt[v], [v])
+            for s in map(i64, range(self.own)):
+                _get(b, self.b, self._state(s), quad)
+                if self.wanted:
+                    _get(c, self.c, self._state(s), quad)
+                for v in map(i64, range(QUAD)):
+                    T.buffer_store(self.h, exp2(bind(dt[v] * self.rates[s])) * self.h[s] + inflow[v] * b[v], [s])
+                    if self.wanted:
+                        at = i64(part) + v
+                        before = self.sums[at] if int(s) else tirx.const(0.0, "float32")
+                        T.buffer_store(self.sums, before + self.h[s] * c[v], [at])
+        if self.wanted:
+            self._sum_over_lanes(first)
+
+    def _sum_over_lanes(self, first: Expr) -> None:
+        """Each exchange halves the steps that a lane is left with; y takes the place of x."""
+        half, offset = self.form.group // 2, self.form.lanes // 2
+        while offset:
+            upper = _named(tirx.bitwise_and(self.lane, i64(offset)) > i64(0))
+            for j in map(i64, range(half)):
+                kept = select(upper, self.sums[j + i64(half)], self.sums[j])
+                given = select(upper, self.sums[j], self.sums[j + i64(half)])
+                got = _named(from_lane(given, offset))
+                T.buffer_store(self.sums, kept + got, [j])
+            half, offset = half // 2, offset // 2
+        steps = self.form.group // self.form.lanes
+        for j in range(steps):
+            t = first + self.lane * i64(steps) + i64(j)
+            y = self.sums[i64(j)]
+            y = y if self.skip is None else bind(y + self.skip * self.x[self.row, t])
+            T.buffer_store(self.x, y, [self.row, t])
+
+
+def _get(values: tirx.Buffer, buffer: tirx.Buffer, row: Expr, at: Expr) -> None:
+    """A quad of shared memory, in one access."""
+    with T.vectorized(i64(0), i64(QUAD)) as v:
+        T.buffer_store(values, buffer[row, at + v], [v])
+
+
+def _put(buffer: tirx.Buffer, row: Expr, quad: Expr, values: tirx.Buffer) -> None:
+    with T.vectorized(i64(0), i64(QUAD)) as v:
+        T.buffer_store(buffer, values[v], [row, quad * i64(QUAD) + v])
+
+
+# --- one step ---------------------------------------------------------------------------------------------------------
+
+
+def _warps(k: Anchor) -> int:
+    """Over which the states are spread in a single step."""
+    states = k.fixed(k.dims(B)[3])
+    return next(n for n in (8, 4, 2, 1) if states % n == 0)
+
+
+def _step(work: Block) -> None:
+    """A warp has neighbouring channels, and a part of their states, so that all accesses are of neighbours."""
+    k, b, g, t, warps = work.k, work.b, work.g, i64(0), _warps(work.k)
+    lane, warp = T.Bind(tirx.truncmod(work.thread, i64(WARP))), T.Bind(tirx.truncdiv(work.thread, i64(WARP)))
+    channel, own = work.channel(lane), k.fixed(k.dims(B)[3]) // warps
+    dt = _named(work.step_size(k.read(DT, b, t, channel, dtype="float32"), work.vector("dt_bias", channel), t))
+    x, total = _named(k.read(X, b, t, channel, dtype="float32")), local((1,), "float32")
+    T.buffer_store(total, tirx.const(0.0, "float32"), [0])
+    for s in range(own):
+        n = warp * i64(own) + i64(s)
+        decay = exp2(bind(dt * (k.read(A, n, channel) * tirx.const(log2(e), "float32"))))
+        inflow = dt * x * k.read(B, b, t, g, n, dtype="float32")
+        h = _named(decay * k.read("h0", b, n, channel) + inflow if k.has("h0") else inflow)
+        with when(work.has(lane)):
+            k.store(1, [b, n, channel], h)
+        T.buffer_store(total, total[0] + h * k.read(C, b, t, g, n, dtype="float32"), [0])
+    if 0 in k.outputs_of:
+        parts = shared((warps, WARP), "float32")
+        T.buffer_store(parts, total[0], [warp, lane])
+        wait_for_block()
+        with when(tirx.all(tirx.EQ(warp, i64(0)), work.has(lane))):
+            y = _named(sum((parts[i64(w), lane] for w in range(1, warps)), parts[i64(0), lane]))
+            skip = work.vector("D", channel)
+            y = y if skip is None else _named(y + skip * x)
+            k.store(0, [b, t, channel], y * silu(k.read("z", b, t, channel, dtype="float32")) if k.has("z") else y)

@@ -53,7 +53,7 @@ def eager(module: torch.nn.Module) -> torch.nn.Module:
 def inductor(module: torch.nn.Module) -> torch.nn.Module:
     """On a GPU with its launches recorded, which is what its authors advise for small batches."""
     mode = "reduce-overhead" if next(module.parameters()).is_cuda else "default"
-    return torch.compile(module, mode=mode)  # type: ignore[return-value]
+    return torch.compile(module, mode=mode)
 
 
 # Other ways to run a module, by the name that --against takes.

@@ -17,6 +17,7 @@ from coilc.ir.core import topological_order
 from coilc.ir.opdef import ELEMENTWISE, MOVEMENT, REDUCTION, STRUCTURAL, OpDef
 
 from .independent_axes import LOOPS, carries_in_results
+from .plan_memory import root
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +125,13 @@ class Schedule:
         return self.built[value]
 
     def separate_outputs(self) -> Iterator[Value]:
-        """Give every graph output memory of its own: inputs, weights, aliases and repeated outputs are copied."""
+        """Give every graph output memory of its own: inputs, weights and repeated outputs are copied."""
         taken: set[Value] = set()
         for value in self.graph.results:
             result = self.top(value)
-            while result.op.name != "fused" or result in taken:
+            while root(result).op.name != "fused" or root(result) in taken:
                 result = copied(result)
-            taken.add(result)
+            taken.add(root(result))
             yield result
 
 

@@ -68,6 +68,14 @@ KERNELS = {
         _kernel("x: f32[B, L, 1536], w: f32[4, 1536]", 'causal_conv1d(x, w, activation="silu")', "y, s"),
         "output", r"st[rp] q",
     ),
+    "conv, 3 x 3": Kernel(
+        _kernel("x: f32[B, 64, 56, 56], w: f32[64, 64, 3, 3]",
+                "conv(x, w, strides=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1), groups=1)"), *_ADD
+    ),
+    "depthwise conv, 3 x 3": Kernel(
+        _kernel("x: f32[B, 56, 56, 96], w: f32[3, 3, 96]",
+                "depthwise_conv(x, w, strides=(1, 1), padding=((1, 1), (1, 1)), dilation=(1, 1))"), *_ADD
+    ),
     "RMS norm": Kernel(_NORM, "element", r"(?:ld[rp] q\d+.*\[x|ld1 )"),
     "gated linear attention": Kernel(
         _kernel(_GATED, 'gated_linear_attention(q, k, v, a, scale=1.0)', "o, h"), *_ADD

@@ -18,7 +18,7 @@ from coilc.ir import dims as d
 from ..math import exp2, exp2_in_range, silu, softplus
 from ..scalar import Expr, bind, const, dtype_name, on_device, select
 from .anchor import Anchor
-from .loops import Blocks, lanes, local, parallel, product, serial, unravel
+from .loops import Blocks, i64, lanes, local, parallel, product, serial, unravel
 
 X, DT, A, B, C = range(5)
 VECTORS_PER_BLOCK = 4  # dt, dt*x and y of a block then take 12 registers, which leaves room for the exponential
@@ -104,14 +104,11 @@ def _step(task: Task, t: Expr, h: tirx.Buffer, rates: tirx.Buffer) -> None:
 
 
 def _rolled(k: Anchor, states: int) -> Expr | int:
-    """The number of states, where needed in a form that LLVM cannot know, as it writes out loops of few steps.
-
-    What is added is the top of a length that no memory could hold: zero. A fixed length would be folded.
-    """
-    length = k.extent(k.dims(X)[1])
-    if k.target.memory_operands or states > MOST_WRITTEN_OUT or isinstance(length, tirx.IntImm):
+    """The number of states, where needed in a form that LLVM cannot know, as it writes out loops of few steps."""
+    if k.target.memory_operands or on_device() or states > MOST_WRITTEN_OUT:
         return states
-    return tirx.const(states, "int64") + tirx.Cast("int64", tirx.Cast("uint64", length) >> tirx.const(48, "uint64"))
+    saturating_add = T.llvm_lookup_intrinsic_id("llvm.aarch64.neon.sqadd")  # LLVM folds no instruction of one processor
+    return tirx.max(T.call_llvm_pure_intrin("int64", saturating_add, i64(states), i64(0)), i64(1))
 
 
 def _decay(t: Expr) -> Expr:

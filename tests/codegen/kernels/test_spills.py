@@ -30,6 +30,12 @@ KERNELS = {
     "packed_matmul": test_packed_matmul.EPILOGUE,
     "matmul": test_matmul.HEADS,
     **{f"selective_scan_{n}": test_selective_scan.FULL.format(d=1536, n=n, g=1) for n in (1, 2, 4, 5, 8, 16, 64)},
+    **{
+        f"selective_scan_{n}_of_{length}": test_selective_scan.FULL.format(d=1536, n=n, g=1).replace(
+            "B, L", f"B, {length}"
+        )
+        for n, length in ((1, 64), (4, 64), (8, 1), (8, 64))
+    },
     "causal_conv1d": test_causal_conv1d.FULL.format(d=1536, k=4, s=3),
     "gated_linear_attention": test_gated_linear_attention.PER_HEAD.format(h=8, g=1, n=128, p=64),
     "gated_delta_rule": test_delta_rule.PER_HEAD.format(h=8, g=4, n=128, p=128),

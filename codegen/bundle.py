@@ -1,4 +1,4 @@
-"""From an artifact to what other machines and programs use: an archive with one static program, or a static library."""
+"""From an artifact to what other machines and programs use: an archive with one program, or a static library."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any, BinaryIO
 
 import coilc.runtime
 from coilc.ir import CoilError, InputError
-from coilc.runtime.artifact import KERNELS, PLAN, TOKENIZER, WEIGHTS, check_files, read_manifest
+from coilc.runtime.artifact import DEVICE_CODE, KERNELS, PLAN, TOKENIZER, WEIGHTS, check_files, read_manifest
 from coilc.runtime.errors import ArtifactError
 
+from .emit_plan import DEVICE_CODE as CODE_SYMBOL
 from .link import NATIVE, embed, link_archive, link_program, runtime_sources
 
 DEVICE = Path(coilc.runtime.__file__).parent / "device"
@@ -105,13 +106,14 @@ def write_static_library(
 
 
 def link_device_program(folder: Path, manifest: Mapping[str, Any], output: Path, embed_weights: bool = False) -> None:
-    """Link the kernels and the plan of an artifact with ``coil-run`` into ``output``, a static executable."""
+    """Link the kernels and the plan of an artifact with ``coil-run`` into ``output``, an executable."""
     with TemporaryDirectory(prefix="coilc-") as scratch:
         inputs, flags = _model_inputs(folder, manifest, Path(scratch), embed_weights)
         machine = Path(scratch) / "machine.c"
         machine.write_text(_machine_source(manifest["target"], embed_weights, (folder / TOKENIZER).is_file()))
         sources = [machine, *sorted(DEVICE.glob("*.c")), *inputs]
-        link_program(sources, output, manifest["target"]["triple"], [NATIVE, DEVICE], flags)
+        target = manifest["target"]
+        link_program(sources, output, target["triple"], [NATIVE, DEVICE], flags, kind=target.get("kind", "cpu"))
 
 
 def _checked_manifest(folder: Path) -> dict[str, Any]:
@@ -126,11 +128,14 @@ def _model_inputs(
     folder: Path, manifest: Mapping[str, Any], scratch: Path, embed_weights: bool
 ) -> tuple[list[Path], list[str]]:
     """Plan, runtime, kernels and perhaps weights, and the flags that they are compiled with."""
-    inputs = [folder / PLAN, *runtime_sources("cpu")]
-    inputs += [folder / KERNELS] if KERNELS in manifest["files"] else []
+    files = manifest["files"]
+    inputs = [folder / PLAN, *runtime_sources(manifest["target"].get("kind", "cpu"))]
+    inputs += [folder / KERNELS] if KERNELS in files else []
+    if DEVICE_CODE in files:
+        inputs.append(embed(CODE_SYMBOL, folder / DEVICE_CODE, files[DEVICE_CODE]["sha256"], scratch))
     if not embed_weights:
         return inputs, []
-    weights = embed("coil_weights", folder / WEIGHTS, manifest["files"][WEIGHTS]["sha256"], scratch)
+    weights = embed("coil_weights", folder / WEIGHTS, files[WEIGHTS]["sha256"], scratch)
     return [*inputs, weights], [EMBEDDED]
 
 

@@ -93,20 +93,26 @@ def link_program(
     folders: Sequence[Path],
     flags: Sequence[str] = (),
     compiler: str = "",
+    kind: str = "cpu",
 ) -> None:
-    """Compile and link C files and objects into a stripped static executable that needs no library of the system.
+    """Compile and link C files and objects into a stripped executable.
+
+    On a CPU it is static and needs no library of the system; a GPU's driver is a shared library, which takes the
+    system's C library to load.
 
     Args:
         triple: target of the objects, as in ``link_library``; ziglang brings musl for it.
         folders: where headers are.
         flags: of the compiler, besides its usual ones.
+        kind: of the target.
 
     Raises:
         CoilError: as ``link_library``.
     """
-    linker = ["-static", "-s", "-Wl,--gc-sections", "-lm"]
+    static = kind == "cpu"
+    linker = [*(["-static"] if static else []), "-s", "-Wl,--gc-sections", *LIBRARIES[kind]]
     compilation = [*FLAGS, *flags, *(f"-I{folder}" for folder in folders), *map(str, inputs)]
-    command = _compiler(triple.replace("-gnu", "-musl"), compiler)
+    command = _compiler(triple.replace("-gnu", "-musl") if static else f"{triple}.{_GLIBC}", compiler)
     _run([*command, *compilation, *linker, "-o", str(output)])
 
 

@@ -43,7 +43,7 @@ def emit_causal_conv1d(k: Anchor) -> None:
             _step(k, b, t, channel, width, head=False)
         if 1 in k.outputs_of:
             with when(time == i64(0)), serial(before) as i:
-                _store_state(k, b, i, channel, width)
+                store_state(k, b, i, channel, width)
 
 
 def _step(k: Anchor, b: Expr, t: Expr, channel: Expr, width: int, *, head: bool) -> None:
@@ -78,7 +78,7 @@ def _before(k: Anchor, b: Expr, i: Expr, channel: Expr) -> Expr:
     return k.read("state", b, i, channel) if k.has("state") else opaque(tirx.const(0, k.compute_dtype(X)))
 
 
-def _store_state(k: Anchor, b: Expr, i: Expr, channel: Expr, width: int) -> None:
+def store_state(k: Anchor, b: Expr, i: Expr, channel: Expr, width: int) -> None:
     """The last K - 1 inputs, counting the old state as inputs before the sequence."""
     length = k.extent(k.dims(X)[1])
     source = length + i - i64(k.fixed(k.dims(W)[0]) - 1)

@@ -51,6 +51,38 @@ def program() -> Module:
     return Module({"main": parse_graph("\n".join([*lines, f"    return {{{', '.join(results)}}}", ""]))})
 
 
+CONVOLUTIONS = {"plain": ((), "none"), "whole": (("bias", "state"), "silu")}
+
+
+@pytest.fixture(scope="module")
+def convolutions(gpu: EmulatedGPU | None, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    path: Path = tmp_path_factory.mktemp("convolutions") / "convolutions.coil"
+    return coilc.load(coilc.compile(convolution_program(), path, "cuda:sm_90a"))
+
+
+def convolution_program() -> Module:
+    lines = [
+        "def main(x: f32[B, L, 130], w: f32[4, 130], bias: f32[130], state: f32[B, 3, 130], *, B: dim[1:9], L: dim[1:999]):"
+    ]
+    for name, (optional, activation) in CONVOLUTIONS.items():
+        given = ", ".join(("x", "w", *optional))
+        attrs = f'optional={optional}, activation="{activation}"'
+        lines.append(f"    {name}, s_{name} = causal_conv1d({given}, {attrs})")
+    results = ", ".join(f'"{name}": {name}, "s_{name}": s_{name}' for name in CONVOLUTIONS)
+    return Module({"main": parse_graph("\n".join([*lines, f"    return {{{results}}}", ""]))})
+
+
+@pytest.mark.parametrize("length", [1, 2, 16, 37])
+def test_convolutions_compute_the_reference(convolutions: Model, rng: np.random.Generator, length: int) -> None:
+    arrays = {}
+    for value in convolution_program().entries["main"].inputs:
+        dims = [{"B": 2, "L": length}.get(str(dim), dim) for dim in value.dims]
+        arrays[value.node.attrs["name"]] = rng.standard_normal(dims, dtype=np.float32)
+    expected, actual = interpret(convolution_program(), arrays), convolutions(**arrays)
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(actual[name], wanted, rtol=4e-6, atol=4e-6, err_msg=name)
+
+
 @pytest.fixture(scope="module")
 def model(gpu: EmulatedGPU | None, tmp_path_factory: pytest.TempPathFactory) -> Model:
     path: Path = tmp_path_factory.mktemp("scans") / "scans.coil"

@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from coilc.ir import OpDef, ops
 
 from ..anchor import Anchor
+from .causal_conv1d import emit_causal_conv1d
 from .matmul import emit_matmul
 from .selective_scan import emit_selective_scan
 
 TEMPLATES: Mapping[OpDef, Callable[[Anchor], bool]] = {
     ops.matmul: emit_matmul,
     ops.selective_scan: emit_selective_scan,
+    ops.causal_conv1d: emit_causal_conv1d,
 }

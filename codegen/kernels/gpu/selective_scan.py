@@ -161,8 +161,7 @@ class Tiles:
             if "z" in self.loaded:
                 self._load(("z",), first)
             self._load_sequences(first + i64(self.form.tile))
-            with serial(self.form.tile // self.form.group) as group:
-                self._advance(group * i64(self.form.group))
+            self._pass(T.Bind(self.length - first))
             wait_for_block()
             if self.wanted:
                 self._store(first)
@@ -225,7 +224,7 @@ class Tiles:
         return T.Bind(tirx.truncmod(place, i64(rows))), T.Bind(quad)
 
     def _stage(self, first: Expr) -> None:
-        """Into shared memory; steps after the last one change nothing."""
+        """Into shared memory, with zeros after the last step."""
         zero = tirx.const(0.0, "float32")
         values = local((QUAD,), "float32")
         for item in range(self.columns):
@@ -261,8 +260,17 @@ class Tiles:
 
     # --- the recurrence -----------------------------------------------------------------------------------------------
 
-    def _advance(self, first: Expr) -> None:
-        """The steps of one group: h = 2**(dt * rates) * h + dt * x * B, and the sums C . h."""
+    def _pass(self, left: Expr) -> None:
+        """Take the states through a tile, or through what is left of the sequence."""
+        size = self.form.group
+        with T.If(left >= i64(self.form.tile)):
+            with T.Then(), serial(self.form.tile // size) as group:
+                self._advance(group * i64(size))
+            with T.Else(), serial(ceildiv(left, size)) as group:
+                self._advance(group * i64(size), left)
+
+    def _advance(self, first: Expr, end: Expr | None = None) -> None:
+        """The steps of one group: h = 2**(dt * rates) * h + dt * x * B, and the sums C . h; no step from ``end`` on."""
         dt, inflow, b, c = (local((QUAD,), "float32") for _ in range(4))
         for part in range(0, self.form.group, QUAD):
             quad = first + i64(part)
@@ -275,7 +283,8 @@ class Tiles:
                 if self.wanted:
                     _get(c, self.c, self._state(s), quad)
                 for v in map(i64, range(QUAD)):
-                    T.buffer_store(self.h, exp2(bind(dt[v] * self.rates[s])) * self.h[s] + inflow[v] * b[v], [s])
+                    after = exp2(bind(dt[v] * self.rates[s])) * self.h[s] + inflow[v] * b[v]
+                    T.buffer_store(self.h, after if end is None else select(quad + v < end, after, self.h[s]), [s])
                     if self.wanted:
                         at = i64(part) + v
                         before = self.sums[at] if int(s) else tirx.const(0.0, "float32")

@@ -70,6 +70,7 @@ static int join(const coil_session *session, int32_t entry, coil_state *const *p
     if (!code && (!whole->memory || memcmp(whole->wanted, whole->sizes, (size_t)state_count() * sizeof *whole->sizes)))
         code = coil_state_resize(whole, whole->wanted);
     queue *queue = coil_session_queue(session);
+    whole->clock_known = false;
     if (!code) code = coil_queue_after(queue, &whole->used);
     for (int32_t i = 0; i < count && !code; i++) code = coil_queue_after(queue, &parts[i]->used);
     return code ? code : copy_rows(queue, entry, parts, count, whole, false);

@@ -58,6 +58,9 @@ typedef struct job {
     int32_t entry, symbol_count, operand_count;
     const int64_t *symbols;
     operand *operands;
+    int32_t watched; /* an output of one integer that the host wants to know too; -1: none */
+    int64_t seen;    /* its value after a run that the host has waited for, if `has_seen` */
+    bool has_seen;
 } job;
 
 int coil_queue_open(device *device, queue **opened);

@@ -86,6 +86,7 @@ const int64_t *coil_session_quantities(const coil_session *session, int32_t entr
 int coil_refuse_stack(int32_t entry); /* has more quantities than MOST_ON_STACK */
 int coil_evaluate(int32_t entry, const int64_t *symbols, int64_t *quantities);      /* checks the symbols */
 queue *coil_session_queue(const coil_session *session);
+bool coil_session_seen(const coil_session *session, int32_t entry, int64_t *clock); /* the clock after it, if known */
 /* coil_session_run whose states are on the device. */
 int coil_session_run_on(coil_session *session, int32_t entry, const void *const *inputs, void *const *outputs);
 

@@ -14,8 +14,12 @@ static int take(binding *binding, const coil_entry *entry, const void *const *in
     return COIL_OK;
 }
 
-/* States of the entry, when they are the runtime's own. */
-static void own_states(binding *binding, const coil_entry *entry, bool ours) {
+/* States of the entry, when they are the runtime's own; then it also looks at the clock among them. */
+static void own_states(binding *binding, int32_t index, bool ours) {
+    const coil_entry *entry = entry_of(index);
+    int32_t clock = coil_plan.entries[index].room.clock;
+    binding->job.watched = ours && clock >= 0 ? entry->input_count + entry->states[clock].output : -1;
+    binding->job.has_seen = false;
     for (int32_t i = 0; i < entry->state_count; i++) {
         binding->job.operands[entry->states[i].input].ours = ours;
         binding->job.operands[entry->input_count + entry->states[i].output].ours = ours;
@@ -77,7 +81,7 @@ static int run(performance *what, const void *const *inputs, void *const *output
     binding *binding = &what->session->bindings[what->entry];
     queue *queue = what->session->queue;
     if (!binding->bound) return coil_fail(COIL_UNBOUND, "entry '%s' is not bound", info->name);
-    own_states(binding, info, ours);
+    own_states(binding, what->entry, ours);
     int code = take(binding, info, inputs, outputs);
     if (!code) code = coil_queue_begin(queue, &binding->job);
     if (code) return code;
@@ -105,6 +109,12 @@ int coil_session_trace(coil_session *session, int32_t entry, const void *const *
                        coil_trace callback, void *user) {
     if (!callback) return coil_fail(COIL_ARGUMENT, "coil_session_trace needs a callback");
     return run_alone((performance){session, entry, callback, user}, inputs, outputs, false);
+}
+
+bool coil_session_seen(const coil_session *session, int32_t entry, int64_t *clock) {
+    const job *job = &session->bindings[entry].job;
+    *clock = job->seen;
+    return job->has_seen;
 }
 
 int coil_session_stream(coil_session *session, void *stream) {

@@ -94,7 +94,7 @@ int coil_state_reset(coil_state *state) {
     int code = coil_moment_await(state->device, &state->used);
     if (!code) code = coil_device_clear(state->device, slot(state, state->now), state->bytes);
     if (!code) code = coil_device_clear(state->device, state->memory, state->kept);
-    if (!code) state->undo = 0, state->calls = 0;
+    if (!code) state->undo = 0, state->calls = 0, state->clock_known = false;
     return code;
 }
 
@@ -103,7 +103,7 @@ int coil_state_rewind(coil_state *state, int32_t calls) {
     if (calls < 0 || calls > state->undo)
         return coil_fail(COIL_ARGUMENT, "cannot go back %d calls: the last %d are kept", calls, state->undo);
     state->now = (state->now + state->slots - calls) % state->slots;
-    state->undo -= calls, state->calls -= (uint64_t)calls;
+    state->undo -= calls, state->calls -= (uint64_t)calls, state->clock_known = false;
     return COIL_OK;
 }
 
@@ -139,7 +139,7 @@ int coil_state_resize(coil_state *state, const size_t *sizes) {
     if (!code) code = exchange(state, total);
     if (code) return code;
     state->bytes = ends[0], state->kept = ends[1];
-    state->now = 0, state->undo = 0, state->calls = 0;
+    state->now = 0, state->undo = 0, state->calls = 0, state->clock_known = false;
     ends[0] = ends[1] = 0;
     for (int32_t i = 0; i < state_count(); i++) {
         state->sizes[i] = sizes[i], state->offsets[i] = ends[is_kept(i)];
@@ -241,8 +241,9 @@ static int check_room(const coil_session *session, int32_t entry, const coil_sta
     if (room.clock < 0) return COIL_OK;
     const int64_t *quantities = coil_session_quantities(session, entry);
     int64_t at, elements = quantities[room.elements], capacity = quantities[room.capacity];
-    int code = read_state(state, room.clock, &at, sizeof at);
+    int code = state->clock_known ? COIL_OK : read_state(state, room.clock, &at, sizeof at);
     if (code) return code;
+    if (state->clock_known) at = state->clock;
     if (at >= 0 && elements <= capacity && at <= capacity - elements) return COIL_OK;
     return coil_fail(COIL_ARGUMENT,
                      "the sequence has %lld elements and would get %lld more, the model has room for %lld: start anew, "
@@ -254,7 +255,7 @@ static int check_room(const coil_session *session, int32_t entry, const coil_sta
 void coil_state_next(coil_state *state) {
     state->now = (state->now + 1) % state->slots;
     state->undo += state->undo < state->slots - 1;
-    state->calls++;
+    state->calls++, state->clock_known = false;
 }
 
 int coil_state_advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,
@@ -267,8 +268,10 @@ int coil_state_advance(coil_session *session, int32_t entry, coil_state *state, 
     code = coil_queue_after(coil_session_queue(session), &state->used);
     if (!code) code = coil_session_run_on(session, entry, state->inputs, state->outputs);
     if (!code) code = coil_queue_mark(coil_session_queue(session), &state->used);
-    if (!code) coil_state_next(state);
-    return code;
+    if (code) return code;
+    coil_state_next(state);
+    state->clock_known = coil_session_seen(session, entry, &state->clock);
+    return COIL_OK;
 }
 
 int coil_session_advance(coil_session *session, int32_t entry, coil_state *state, const void *const *inputs,

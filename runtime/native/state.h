@@ -13,6 +13,8 @@ struct coil_state {
     unsigned char *memory;    /* on the device */
     device *device;
     moment used;              /* the last time that a run had the memory */
+    int64_t clock;            /* the current one, if the host knows it */
+    bool clock_known;
     size_t capacity;          /* of the caller's memory */
     bool given;               /* all of it lies in the caller's memory */
     const void **inputs;

@@ -117,7 +117,12 @@ def test_a_full_cache_is_refused(model: Model, rng: np.random.Generator) -> None
     session.prefill(x=rng.standard_normal((1, 60, 8), dtype=np.float32))
     with pytest.raises(RunError, match="the sequence has 60 elements and would get 5 more, the model has room for 64"):
         session.prefill(x=np.zeros((1, 5, 8), np.float32))
-    session.prefill(x=np.zeros((1, 4, 8), np.float32))
+    session.prefill(x=np.zeros((1, 3, 8), np.float32))
+    session.step(x=np.zeros((1, 1, 8), np.float32))
+    with pytest.raises(RunError, match="the sequence has 64 elements and would get 1 more"):
+        session.step(x=np.zeros((1, 1, 8), np.float32))
+    session.rewind(1)
+    session.step(x=np.zeros((1, 1, 8), np.float32))
 
 
 def test_a_trace_shows_what_is_on_the_device(model: Model, x: np.ndarray, expected: np.ndarray) -> None:

@@ -67,7 +67,7 @@ struct queue {
     size_t staging_bytes;
     unsigned char *pinned; /* the same for the first two */
     size_t pinned_bytes;
-    size_t in_bytes, out_bytes; /* of this run, in pinned memory */
+    size_t in_bytes, out_bytes, seen_at; /* of this run, in pinned memory; where the watched output goes */
     unsigned char *shown;       /* results for a trace */
     size_t shown_bytes;
     graph_cache graphs;

@@ -5,14 +5,14 @@
 #include <string.h>
 
 static int make_key(graph_cache *cache, const job *job, const uint64_t extra[2], size_t *words) {
-    *words = 3 + (size_t)job->symbol_count + (size_t)job->operand_count;
+    *words = 4 + (size_t)job->symbol_count + (size_t)job->operand_count;
     if (*words > cache->room) {
         uint64_t *key = realloc(cache->key, *words * sizeof *key);
         if (!key) return coil_fail(COIL_MEMORY, "out of memory");
         cache->key = key, cache->room = *words;
     }
     uint64_t *at = cache->key;
-    *at++ = (uint64_t)job->entry, *at++ = extra[0], *at++ = extra[1];
+    *at++ = (uint64_t)job->entry, *at++ = (uint64_t)job->watched, *at++ = extra[0], *at++ = extra[1];
     for (int32_t i = 0; i < job->symbol_count; i++) *at++ = (uint64_t)job->symbols[i];
     for (int32_t i = 0; i < job->operand_count; i++) *at++ = (uint64_t)(uintptr_t)job->operands[i].address;
     return COIL_OK;

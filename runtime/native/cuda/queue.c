@@ -130,20 +130,20 @@ static size_t place_operands(queue *queue, job *job) {
             used += round_up(job->operands[i].bytes, STAGING_ALIGNMENT);
         }
     queue->in_bytes = ends[PINNED_INPUT], queue->out_bytes = ends[PINNED_OUTPUT] - ends[PINNED_INPUT];
+    queue->seen_at = queue->in_bytes + queue->out_bytes;
     return used + STAGING_ALIGNMENT; /* so that what is empty has an address too */
 }
 
 static int reserve_staging(queue *queue, size_t bytes) {
     device *device = queue->device;
-    size_t pinned = queue->in_bytes + queue->out_bytes;
+    size_t pinned = queue->seen_at + STAGING_ALIGNMENT;
     void *memory = NULL;
     if (bytes <= queue->staging_bytes && pinned <= queue->pinned_bytes) return COIL_OK;
     coil_queue_forget(queue);
     release_staging(queue);
     int code = coil_cuda_allocate(device, bytes, "the copy of the operands", &queue->staging);
     if (!code) queue->staging_bytes = bytes;
-    if (!code && pinned)
-        code = coil_cuda_check(device, device->cu.allocate_host(&memory, pinned, 0), "reserving pinned memory");
+    if (!code) code = coil_cuda_check(device, device->cu.allocate_host(&memory, pinned, 0), "reserving pinned memory");
     if (!code) queue->pinned = memory, queue->pinned_bytes = pinned;
     return code;
 }
@@ -203,8 +203,15 @@ static int copies(queue *queue, const job *job, bool output) {
     return coil_cuda_check(queue->device, result, "copying operands");
 }
 
+/* The watched output, to the host as well. */
+static int watch(queue *queue, const operand *operand, CUstream stream) {
+    const driver *cu = &queue->device->cu;
+    CUresult result = cu->to_host(queue->pinned + queue->seen_at, device_address(operand->address), sizeof(int64_t), stream);
+    return coil_cuda_check(queue->device, result, "copying outputs");
+}
+
 /* The calls, between the copies of what goes through pinned memory, on a stream. */
-static int issue(queue *queue, CUstream stream, int (*calls)(void *), void *context) {
+static int issue(queue *queue, const job *job, CUstream stream, int (*calls)(void *), void *context) {
     device *device = queue->device;
     queue->target = stream;
     struct queue *outer = coil_cuda_queue;
@@ -215,17 +222,18 @@ static int issue(queue *queue, CUstream stream, int (*calls)(void *), void *cont
     if (!code && queue->out_bytes)
         code = coil_cuda_check(device, device->cu.to_host(queue->pinned + queue->in_bytes, queue->staging + queue->in_bytes,
                                                           queue->out_bytes, stream), "copying outputs");
+    if (!code && job->watched >= 0) code = watch(queue, &job->operands[job->watched], stream);
     coil_cuda_queue = outer;
     queue->target = queue->stream;
     return code;
 }
 
-static int record(queue *queue, graph *graph, int (*calls)(void *), void *context) {
+static int record(queue *queue, const job *job, graph *graph, int (*calls)(void *), void *context) {
     device *device = queue->device;
     CUgraph recorded = NULL;
     CUresult result = device->cu.capture_begin(queue->own, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
     if (result) return coil_cuda_check(device, result, "recording a run");
-    int code = issue(queue, queue->own, calls, context);
+    int code = issue(queue, job, queue->own, calls, context);
     result = device->cu.capture_end(queue->own, &recorded);
     if (!code && !result) result = device->cu.graph_instantiate(&graph->exec, recorded, 0);
     if (recorded) (void)device->cu.graph_destroy(recorded);
@@ -237,8 +245,8 @@ static int repeat(queue *queue, const job *job, int (*calls)(void *), void *cont
     bool fresh;
     int code = coil_graph_find(queue->device, &queue->graphs, job, (uint64_t[]){queue->in_bytes, queue->out_bytes}, &graph,
                                &fresh);
-    if (!code && fresh) return issue(queue, queue->stream, calls, context);
-    if (!code && !graph->exec) code = record(queue, graph, calls, context);
+    if (!code && fresh) return issue(queue, job, queue->stream, calls, context);
+    if (!code && !graph->exec) code = record(queue, job, graph, calls, context);
     return code ? code : coil_cuda_check(queue->device, queue->device->cu.graph_launch(graph->exec, queue->stream), "a run");
 }
 
@@ -248,12 +256,12 @@ int coil_queue_play(queue *queue, job *job, bool again, int (*calls)(void *), vo
     if (again && !queue->device->no_graphs)
         code = repeat(queue, job, calls, context);
     else
-        code = issue(queue, queue->stream, calls, context);
+        code = issue(queue, job, queue->stream, calls, context);
     return code ? code : copies(queue, job, true);
 }
 
 /* What the host waits for is there; the rest may go on. */
-static int finish(queue *queue, const job *job) {
+static int finish(queue *queue, job *job) {
     const driver *cu = &queue->device->cu;
     bool wait = false;
     for (int32_t i = 0; i < job->operand_count; i++)
@@ -266,6 +274,8 @@ static int finish(queue *queue, const job *job) {
     for (int32_t i = 0; i < job->operand_count && !code; i++)
         if (job->operands[i].way == PINNED_OUTPUT)
             memcpy((void *)(uintptr_t)job->operands[i].given, queue->pinned + job->operands[i].place, job->operands[i].bytes);
+    job->has_seen = wait && !code && job->watched >= 0;
+    if (job->has_seen) memcpy(&job->seen, queue->pinned + queue->seen_at, sizeof job->seen);
     return code;
 }
 

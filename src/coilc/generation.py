@@ -19,23 +19,44 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from .runtime import InputError, Session, load
+from .runtime import InputError, Model, load
 from .runtime.generate import signature
+
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"  # before 5.24
 
 
 class SessionCache:
-    """What ``generate`` passes from step to step: a session, and how many tokens it has seen."""
+    """What ``generate`` passes from step to step: one session for all rows, or one for each, and how many tokens they saw."""
 
     is_compileable = False
 
-    def __init__(self, session: Session) -> None:
-        self.session, self.seen = session, 0
+    def __init__(self, model: Model, sessions: int) -> None:
+        self.model, self.sessions, self.seen = model, [model.session() for _ in range(sessions)], 0
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
 
+    def run(self, name: str, ids: Tensor) -> dict[str, Tensor]:
+        """The next tokens [B, L], given to the input ``name``."""
+        first, length = self.seen == 0, ids.shape[1]
+        self.seen += length
+        if len(self.sessions) == 1:
+            return (self.sessions[0].step if length == 1 else self.sessions[0].prefill)(**{name: ids})
+        if not first and length == 1:
+            return self.model.step_all(self.sessions, **{name: ids})
+        parts: list[dict[str, Tensor]] = []
+        for row, session in enumerate(self.sessions):
+            same = [other for other in range(row) if first and ids[other].equal(ids[row])]
+            if same:  # the beams of a prompt begin as one
+                self.sessions[row] = self.sessions[same[0]].fork()
+            parts.append(parts[same[0]] if same else session.prefill(**{name: ids[row : row + 1]}))
+        return {output: torch.cat([part[output] for part in parts]) for output in parts[0]}
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        raise InputError("an artifact's session cannot reorder its rows, so there is no beam search; use num_beams=1")
+        """Row i continues what row ``beam_idx[i]`` was; the first that does takes its session, others a copy."""
+        places = beam_idx.tolist()
+        forks = [self.sessions[p].fork() if p in places[:i] else self.sessions[p] for i, p in enumerate(places)]
+        self.sessions = forks
 
 
 class CoilForCausalLM(GenerationMixin):
@@ -47,7 +68,7 @@ class CoilForCausalLM(GenerationMixin):
         threads: as for ``coilc.load``.
 
     Raises:
-        InputError: the artifact is no language model, or ``generate`` is asked for padded prompts or beams.
+        InputError: the artifact is no language model, or ``generate`` is asked for padded prompts.
     """
 
     main_input_name = "input_ids"
@@ -78,28 +99,27 @@ class CoilForCausalLM(GenerationMixin):
     def _optimize_model_for_decode(self) -> AbstractContextManager[None]:
         return nullcontext()  # the artifact is what it is
 
+    def _beam_search(self, *args: Any, **kwargs: Any) -> Any:
+        """Rows change places between steps, so each has a session of its own."""
+        return super()._beam_search(*args, **kwargs, apart=True)
+
     def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        past_key_values: SessionCache | None = None,
-        attention_mask: Tensor | None = None,
-        **_: Any,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, apart: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """The tokens that the session has not seen."""
+        """The tokens that the sessions have not seen."""
         if attention_mask is not None and not attention_mask.all():
             raise InputError("padding would become part of an artifact's state; give prompts of one length per call")
-        seen = past_key_values.seen if past_key_values else 0
-        return {"input_ids": input_ids[:, seen:], "past_key_values": past_key_values}
+        cache = kwargs.get(CACHE)
+        return {"input_ids": input_ids[:, cache.seen if cache else 0 :], CACHE: cache, "apart": apart}
 
-    def forward(
-        self, input_ids: Tensor, past_key_values: SessionCache | None = None, **_: Any
-    ) -> CausalLMOutputWithPast:
-        """Logits [B, L, V] of ``input_ids`` [B, L], which continue what the cache has seen."""
-        cache = past_key_values or SessionCache(self.model.session())
-        length = input_ids.shape[1]
-        run = cache.session.step if length == 1 else cache.session.prefill
-        logits = run(**{self.tokens: input_ids})[self.logits]
-        cache.seen += length
-        return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+    def forward(self, input_ids: Tensor, apart: bool = False, **kwargs: Any) -> CausalLMOutputWithPast:
+        """Logits [B, L, V] of ``input_ids`` [B, L], which continue what the cache has seen.
+
+        Args:
+            apart: begin with a session for every row, so that rows can change places.
+        """
+        cache = kwargs.get(CACHE) or SessionCache(self.model, len(input_ids) if apart else 1)
+        logits = cache.run(self.tokens, input_ids)[self.logits]
+        return CausalLMOutputWithPast(logits=logits, **{CACHE: cache})
 
     __call__ = forward

@@ -69,10 +69,30 @@ def test_scores_and_stop_tokens(models: tuple[CoilForCausalLM, Any]) -> None:
     torch.testing.assert_close(torch.cat(found.scores), torch.cat(expected.scores), rtol=1e-4, atol=1e-4)
 
 
+def test_beams_are_those_of_eager(models: tuple[CoilForCausalLM, Any]) -> None:
+    compiled, eager = models
+    options = {"max_new_tokens": 20, "num_beams": 4, "num_return_sequences": 2, "return_dict_in_generate": True}
+    texts = prompts(PROMPT, PROMPT.replace(b"read", b"find"))
+    found, expected = (m.generate(texts, output_scores=True, **options) for m in (compiled, eager))
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+def test_every_step_continues_the_session(models: tuple[CoilForCausalLM, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, _ = models
+    lengths, forward = [], CoilForCausalLM.forward
+
+    def watched(self: CoilForCausalLM, input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        lengths.append(input_ids.shape[1])
+        return forward(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(CoilForCausalLM, "__call__", watched)
+    compiled.generate(prompts(PROMPT), max_new_tokens=5)
+    assert lengths == [len(PROMPT), 1, 1, 1, 1]
+
+
 def test_what_a_session_cannot_do(models: tuple[CoilForCausalLM, Any]) -> None:
     compiled, _ = models
-    with pytest.raises(coilc.InputError, match="there is no beam search"):
-        compiled.generate(prompts(PROMPT), max_new_tokens=3, num_beams=2)
     mask = torch.tensor([[0, 1, 1]])
     with pytest.raises(coilc.InputError, match="padding would become part"):
         compiled.generate(prompts(b"abc"), attention_mask=mask, max_new_tokens=3)

@@ -14,7 +14,7 @@ import numpy as np
 from coilc.ir import DTYPES, Dim, Node, Value, dims, ops
 from coilc.ir.ops.wkv import WKV_STATES
 
-from .timeline import Mixes, Timed, Timeline, filled, outer_extent, rebuilt, replace_at
+from .timeline import SEQUENCES, Mixes, Timed, Timeline, filled, outer_extent, rebuilt, replace_at
 
 Results = tuple[Timed, ...]
 Rule = Callable[[Timeline, Node, Sequence[Timed]], Results]
@@ -378,20 +378,17 @@ def running(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
     return (Timed(value, axis, 1, x.history, x.excess),)
 
 
-def recurrence(
-    kind: str, places: Sequence[int | str], known: Sequence[str], states: Mapping[str, float] = {"h0": 0.0}
-) -> Rule:
+def recurrence(kind: str, known: Sequence[str], states: Mapping[str, float] = {"h0": 0.0}) -> Rule:
     """The rule of a recurrence along axis 1 with optional operands ``known``.
 
     Args:
         kind: what its state is called, or else they have the names of their operands.
-        places: which operands are sequences, fixed ones by position and optional ones by name.
         states: which optional operands are its states, in the order of the results that follow them, and what a state
             that is not given is at the start.
     """
 
     def apply(line: Timeline, node: Node, operands: Sequence[Timed]) -> Results:
-        fixed = len(operands) - len(node.attrs["optional"])
+        fixed, places = len(operands) - len(node.attrs["optional"]), SEQUENCES[node.op.name]
         given = dict(zip(node.attrs["optional"], operands[fixed:], strict=True))
         if all(o.axis in (None, 0) for o in operands):
             return batched(node, operands)
@@ -415,13 +412,13 @@ def recurrence(
     return apply
 
 
-RULES["selective_scan"] = recurrence("scan", (0, 1, 3, 4, "z", "mask"), ("D", "z", "dt_bias", "h0", "mask"))
-RULES["gated_linear_attention"] = recurrence("scan", (0, 1, 2, 3), ("bonus", "h0"))
-RULES["gated_delta_rule"] = recurrence("scan", (0, 1, 2, 3, 4), ("h0",))
-RULES["generalized_delta_rule"] = recurrence("scan", (0, 1, 2, 3, 4, 5), ("h0",))
-RULES["wkv"] = recurrence("scan", (0, 1), tuple(WKV_STATES), WKV_STATES)
-RULES["causal_conv1d"] = recurrence("conv", (0,), ("bias", "state"), {"state": 0.0})
-RULES["lti_scan"] = recurrence("scan", (0,), ("h0",))
+RULES["selective_scan"] = recurrence("scan", ("D", "z", "dt_bias", "h0", "mask"))
+RULES["gated_linear_attention"] = recurrence("scan", ("bonus", "h0"))
+RULES["gated_delta_rule"] = recurrence("scan", ("h0",))
+RULES["generalized_delta_rule"] = recurrence("scan", ("h0",))
+RULES["wkv"] = recurrence("scan", tuple(WKV_STATES), WKV_STATES)
+RULES["causal_conv1d"] = recurrence("conv", ("bias", "state"), {"state": 0.0})
+RULES["lti_scan"] = recurrence("scan", ("h0",))
 
 
 @rule("long_conv")

@@ -1,18 +1,18 @@
-"""Let a graph over a sequence of known length take any shorter one, if no element depends on a later one."""
+"""Let a graph over sequences of a known length, or of whole chunks, take any shorter one, if it is causal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
 from coilc.ir import Dim, Graph, Location, Node, UnsupportedError, Value, at, dims, ops
-from coilc.ir.core import topological_order
+from coilc.ir.core import symbols_in, topological_order
 from coilc.ir.opdef import ELEMENTWISE, MIXER
 
-from .timeline import Mixes, rebuilt, replace_at
+from .timeline import SEQUENCES, Mixes, rebuilt, replace_at
 
 
 def shorten_sequences(graph: Graph, time: str) -> Graph:
-    """Replace the known extent of the time axis by a symbol that may be as large.
+    """Replace the extent of the time axis, a number or a multiple of a symbol, by a symbol that may be as large.
 
     Before::
 
@@ -26,6 +26,8 @@ def shorten_sequences(graph: Graph, time: str) -> Graph:
             k: f32[97, 4] = weight(name="k", type=f32[97, 4])
             y: f32[B, L, 4] = long_conv(x, k)
 
+    Where the extent is ``4*C``, for chunks of four, every length becomes possible: the next multiple has one.
+
     What has an extent for every element and does not depend on the inputs, such as an embedding of places, is cut to its
     first L. The time axis is that which a causal convolution or recurrence runs along.
 
@@ -36,20 +38,27 @@ def shorten_sequences(graph: Graph, time: str) -> Graph:
     """
     extents = _extents(graph)
     if len(extents) != 1:
-        raise UnsupportedError(f"'{graph.name}' has no dimension '{time}', and not one known extent for it", ())
+        raise UnsupportedError(f"'{graph.name}' has no dimension '{time}', and not one extent for it", ())
     (extent,) = extents
+    longest = dims.bounds(extent, graph.ranges)[1]
     walk = _Walk(dims.symbol(time), extent)
     inputs = tuple(map(walk.input, graph.inputs))
     outputs = tuple((name, walk.output(name, value)) for name, value in graph.outputs)
     if walk.refused:
         raise UnsupportedError(f"'{graph.name}' cannot take fewer than {extent} elements:", walk.refused)
-    return Graph(graph.name, inputs, outputs, (*graph.symbols, (time, (1, extent))), graph.states)
+    gone = set(dims.symbols(extent))
+    kept = tuple((name, limits) for name, limits in graph.symbols if name not in gone)
+    short = Graph(graph.name, inputs, outputs, (*kept, (time, (1, longest))), graph.states)
+    left = [n for n in short.nodes if gone.intersection(symbols_in((*n.types, *n.attrs.values())))]
+    if left:
+        places = [(f"{n.op.name} has an extent that depends on {extent}", n.location) for n in left]
+        raise UnsupportedError(f"'{graph.name}' cannot take fewer than {extent} elements:", places)
+    return short
 
 
-def _extents(graph: Graph) -> set[int]:
+def _extents(graph: Graph) -> set[Dim]:
     """How long the sequences are that something remembers along."""
-    mixers = (n for n in graph.nodes if MIXER in n.op.traits and n.op.name in RULES)
-    return {extent for n in mixers if isinstance(extent := n.inputs[0].dims[1], int)}
+    return {n.inputs[0].dims[1] for n in graph.nodes if MIXER in n.op.traits and n.op.name in RULES}
 
 
 Shortened = tuple[Value, int | None]  # with the axis that is time, if any
@@ -59,7 +68,7 @@ Rule = Callable[["_Walk", Node, Sequence[Shortened]], Shortened]
 class _Walk:
     """Values with the symbol in place of the extent, operands first."""
 
-    def __init__(self, length: Dim, extent: int) -> None:
+    def __init__(self, length: Dim, extent: Dim) -> None:
         self.length, self.extent = length, extent
         self.known: dict[Value, Shortened | None] = {}  # None: refused, or computed from what was
         self.refused: list[tuple[str, Location | None]] = []
@@ -83,6 +92,8 @@ class _Walk:
                 self.visit(node)
         found = self.known[value]
         if found is None:
+            if not self.refused:
+                self.refused.append((f"output '{name}' is not one element per time", value.location))
             return value
         if found[1] is None:
             self.refused.append((f"output '{name}' is not one element per time", value.location))
@@ -116,11 +127,14 @@ class _Walk:
             return value
         if own is not None:
             raise Mixes("combines elements of different times")
+        if value.op is ops.iota:
+            return ops.iota(**{**value.node.attrs, "dims": replace_at(value.dims, axis, self.length)})
         if value.op is ops.broadcast:
             (source,) = value.node.inputs
             place = axis - value.type.rank + source.type.rank
-            if place < 0 or source.dims[place] == 1:
-                return ops.broadcast(source, dims=replace_at(value.dims, axis, self.length))
+            if place >= 0 and source.dims[place] != 1:
+                source = self.cut((source, None), place)
+            return ops.broadcast(source, dims=replace_at(value.dims, axis, self.length))
         return ops.slice_axis(value, axis, 0, self.length)
 
 
@@ -194,17 +208,21 @@ def slice(walk: _Walk, node: Node, operands: Sequence[Shortened]) -> Shortened:
 
 def remembering(walk: _Walk, node: Node, operands: Sequence[Shortened]) -> Shortened:
     """A convolution or recurrence over axis 1; a kernel may have more taps than there are elements."""
-    (x, axis), *others = operands
     if "future" in node.attrs["optional"]:
         raise Mixes("looks ahead in time")
-    if axis != 1 or any(a is not None for _, a in others):
+    if any(axis not in (1, None) for _, axis in operands):
         raise Mixes("does not run over time alone")
-    return rebuilt(node, [x, *(v for v, _ in others)])[0], 1
+    fixed = len(operands) - len(node.attrs["optional"])
+    names = (*range(fixed), *node.attrs["optional"])
+    sequences = SEQUENCES[node.op.name]
+    return rebuilt(node, [walk.cut(o, 1) if n in sequences else o[0] for n, o in zip(names, operands, strict=True)])[
+        0
+    ], 1
 
 
 RULES: Mapping[str, Rule] = {
     "concat": concat, "transpose": transpose, "reshape": reshape, "broadcast": broadcast, "slice": slice,
     **dict.fromkeys(("linear", "layer_norm", "rms_norm"), by_row),
     **dict.fromkeys(("sum", "mean", "max", "min", "softmax", "log_softmax", "var"), reduced),
-    **dict.fromkeys(("long_conv", "lti_scan", "causal_conv1d"), remembering),
+    **dict.fromkeys(SEQUENCES, remembering),
 }  # fmt: skip

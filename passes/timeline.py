@@ -6,13 +6,20 @@ The full sequence has ``L`` elements; a call sees a chunk of it. A value is stea
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from coilc.ir import Dim, Graph, Location, Node, TensorType, Value, dims, literal, ops
 from coilc.ir.types import DTYPES
 
 from .match import is_zero
+
+# Of recurrences and convolutions along axis 1, the operands that have an element per time: by position, or by name.
+SEQUENCES: Mapping[str, Sequence[int | str]] = {
+    "long_conv": (0,), "lti_scan": (0,), "causal_conv1d": (0,), "wkv": (0, 1),
+    "selective_scan": (0, 1, 3, 4, "z", "mask"), "gated_linear_attention": (0, 1, 2, 3),
+    "gated_delta_rule": (0, 1, 2, 3, 4), "generalized_delta_rule": (0, 1, 2, 3, 4, 5),
+}  # fmt: skip
 
 
 class Mixes(Exception):

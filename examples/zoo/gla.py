@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 HOLDS = {"gated_linear_attention": 1}
 CAUSAL = True
-LENGTHS = ()
-TOKENS = 20
+LENGTHS = ({"C": 1}, {"C": 2}, {"C": 9})
+EXPORT = {"lengths": {"C": (5, 7)}}
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, log_alpha: Tensor, chunk: int) -> Tensor:
@@ -56,4 +56,4 @@ class GatedLinearAttention(nn.Module):
 
 def build() -> tuple[nn.Module, tuple[Tensor, ...], dict[str, object], dict[str, object]]:
     torch.manual_seed(0)
-    return GatedLinearAttention(16, 2, chunk=4).eval(), (torch.randn(2, 20, 16),), {}, {"x": {0: "B"}}
+    return GatedLinearAttention(16, 2, chunk=4).eval(), (torch.randn(2, 20, 16),), {}, {"x": {0: "B", 1: "4*C"}}

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 HOLDS = {"gated_linear_attention": 1, "causal_conv1d": 1}
 CAUSAL = True
-LENGTHS = ()
-TOKENS = 30
+LENGTHS = ({"C": 1}, {"C": 2}, {"C": 7})
 
 
 def segment_sum(a: Tensor) -> Tensor:
@@ -74,4 +73,4 @@ class Mamba2(nn.Module):
 def build() -> tuple[nn.Module, tuple[Tensor, ...], dict[str, object], dict[str, object]]:
     torch.manual_seed(0)
     model = Mamba2(size=12, heads=3, head=8, state=5, chunk=6)
-    return model.eval(), (torch.randn(2, 30, 12),), {}, {"u": {0: "B"}}
+    return model.eval(), (torch.randn(2, 30, 12),), {}, {"u": {0: "B", 1: "6*C"}}

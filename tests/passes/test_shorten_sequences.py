@@ -41,14 +41,47 @@ def test_before_and_after() -> None:
             v3: f32[6, 4] = weight(name="k", type=f32[6, 4])
             v4: f32[B, L, 4] = long_conv(v2, v3, optional=())
             v5: f32[6, 4] = weight(name="place", type=f32[6, 4])
-            v6: f32[B, 6, 4] = broadcast(v5, dims=(B, 6, 4))
-            v7: f32[B, L, 4] = slice(v6, starts=(0, 0, 0), stops=(B, L, 4), steps=(1, 1, 1))
+            v6: f32[L, 4] = slice(v5, starts=(0, 0), stops=(L, 4), steps=(1, 1))
+            v7: f32[B, L, 4] = broadcast(v6, dims=(B, L, 4))
             v8: f32[B, L, 4] = add(v4, v7)
             v9: f32[B, L, 2, 2] = reshape(v8, dims=(B, L, 2, 2))
             v10: f32[B, L, 2] = sum(v9, axes=(3,), keepdims=False)
             return {"y": v10}
         """
     assert print_graph(_shortened(FIXED)).strip() == dedent(short).strip()
+
+
+def test_whole_chunks_take_any_length() -> None:
+    text = """
+        def main(x: f32[B, 4*C, 2], *, B: dim[1:8], C: dim[1:9]):
+            v0: f32[4*C, 2] = iota(dims=(4*C, 2), axis=0, dtype=f32)
+            v1: f32[B, 4*C, 2] = broadcast(v0, dims=(B, 4*C, 2))
+            v2: f32[B, 4*C, 2] = add(x, v1)
+            w: f32[3, 2] = weight(name="w", type=f32[3, 2])
+            v3, v4 = causal_conv1d(v2, w, optional=(), activation="none")
+            return {"y": v3}
+        """
+    short = _shortened(text)
+    assert dict(short.symbols) == {"B": (1, 8), "L": (1, 36)}
+    weights = {"w": np.arange(6, dtype="f4").reshape(3, 2)}
+    x = np.random.default_rng(0).normal(size=(2, 12, 2)).astype("f4")
+    whole = interpret(Module({"main": parse_graph(dedent(text).strip())}, weights), {"x": x})["y"]
+    found = interpret(Module({"main": short}, weights), {"x": x[:, :9]})["y"]
+    np.testing.assert_array_equal(found, whole[:, :9])
+
+
+def test_what_counts_the_chunks_is_listed() -> None:
+    text = """
+        def main(x: f32[B, 4*C, 2], *, B: dim[1:8], C: dim[1:9]):
+            w: f32[3, 2] = weight(name="w", type=f32[3, 2])
+            v3, v4 = causal_conv1d(x, w, optional=(), activation="none")
+            n: f32[()] = extent(dim=C, dtype=f32)
+            v1: f32[B, 4*C, 2] = broadcast(n, dims=(B, 4*C, 2))
+            y: f32[B, 4*C, 2] = add(v3, v1)
+            return {"y": y}
+        """
+    with pytest.raises(UnsupportedError, match=r"extent has an extent that depends on 4\*C"):
+        _shortened(text)
 
 
 def _shortened(text: str) -> coilc.ir.Graph:

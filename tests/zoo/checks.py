@@ -36,7 +36,7 @@ def unrolled(graph: Graph) -> str | None:
     return None
 
 
-def materialised(program: Module, scheduled: Module, length: str | int, rows: int = 1) -> str | None:
+def materialised(program: Module, scheduled: Module, length: str | int, rows: int = 1, chunk: int = 1) -> str | None:
     """A buffer that grows faster than the sequence, or is wider per token than all that the layers make.
 
     Args:
@@ -44,15 +44,16 @@ def materialised(program: Module, scheduled: Module, length: str | int, rows: in
         scheduled: after the stage ``fuse``, where what is outside of the groups is memory.
         length: the symbol along the sequence, or its extent where it is fixed.
         rows: sequences side by side in one sample.
+        chunk: tokens that the symbol counts as one.
     """
     graph = scheduled.entries["main"]
     sides = [side for array in program.weights.values() for side in array.shape]
-    widest = max((*(_width(value, length) for value in graph.inputs), *sides), default=1)
+    widest = max((*(_width(value, length) // chunk for value in graph.inputs), *sides), default=1)
     for value in _buffers(graph):
         if _is_square(value, length):
             return f"{value.type} grows with the square of the length"
-        if _width(value, length) > 2 * widest * rows:
-            wide = _width(value, length) // rows
+        if _width(value, length) > 2 * widest * rows * chunk:
+            wide = _width(value, length) // (rows * chunk)
             return f"{value.type} has {wide} elements per token; the widest layer has {widest}"
     return None
 

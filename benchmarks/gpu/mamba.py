@@ -1,7 +1,7 @@
 """A Mamba language model on a GPU beside transformers: decoding at batch 1 against the memory's bandwidth, and prefill.
 
-    python benchmarks/gpu_mamba.py build FOLDER [--shape 2.8b] [--precision bf16]   # anywhere; no GPU, little memory
-    PYTHONPATH=src python benchmarks/gpu_mamba.py run FOLDER [--prefill 8192]       # on the GPU machine; no compiler
+    python benchmarks/gpu/mamba.py build FOLDER [--shape 2.8b] [--precision bf16]   # anywhere; no GPU, little memory
+    PYTHONPATH=src python benchmarks/gpu/mamba.py run FOLDER [--prefill 8192]       # on the GPU machine; no compiler
 
 The folder holds no weights, so that it is small enough to carry: ``run`` draws them. Rounds alternate; times are those
 between two events of the device, and of the host where it says so.

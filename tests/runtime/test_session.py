@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,21 @@ def main(x: f32[B, L, 8], *, B: dim[1:4], L: dim[1:64]):
     v2, v3 = linear_scan(a, x, h, axis=1, reverse=False)  # model.py:2 in block.0
     return {"y": v2}
 """
+ATTENTION = """
+def main(x: f32[B, L, 8], *, B: dim[1:4], L: dim[1:64]):
+    v0: f32[B, L, 2, 4] = reshape(x, dims=(B, L, 2, 4))
+    v1: f32[B, 2, L, 4] = transpose(v0, perm=(0, 2, 1, 3))
+    v2: f32[L, 4] = iota(dims=(L, 4), axis=0, dtype=f32)
+    v3: f32[L, 4] = cos(v2)
+    v4: f32[L, 4] = sin(v2)
+    q: f32[B, 2, L, 4] = rotary(v1, v3, v4)
+    k: f32[B, 1, L, 4] = slice(q, starts=(0, 0, 0, 0), stops=(B, 1, L, 4), steps=(1, 1, 1, 1))
+    all: f32[B, 2, L, 4] = attention(q, k, k, causal=True, window=None)
+    near: f32[B, 2, L, 4] = attention(all, k, k, causal=True, window=5)
+    v5: f32[B, L, 2, 4] = transpose(near, perm=(0, 2, 1, 3))
+    y: f32[B, L, 8] = reshape(v5, dims=(B, L, 8))
+    return {"y": y}
+"""
 LENGTH = 37
 X = np.random.default_rng(3).standard_normal((2, LENGTH, 8), dtype=np.float32)
 HEADER = 104  # bytes before the table of sizes
@@ -46,6 +62,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(built: Path) -> Model:
     return load(built, threads=1)
+
+
+@pytest.fixture(scope="module")
+def attending(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A model of rotary positions, a cache of everything and one of a window."""
+    path = tmp_path_factory.mktemp("attending") / "m.coil"
+    compile(Module({"main": parse_graph(ATTENTION)}), path, entries=("main", "prefill", "step"))
+    return load(path, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +114,40 @@ def test_sessions_are_independent(model: Model) -> None:
     one, two = model.session(), model.session()
     one.prefill(x=X[:, :20])
     np.testing.assert_array_equal(two.step(x=X[:, :1])["y"], model.session().step(x=X[:, :1])["y"])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", ["model", "attending"])
+def test_threads_with_a_session_each_disturb_no_other(kind: str, threads: int, request: pytest.FixtureRequest) -> None:
+    shared = load(request.getfixturevalue(kind).path, threads=threads)
+
+    def run(seed: int) -> list[np.ndarray]:
+        x, session = np.random.default_rng(seed).standard_normal(X.shape, dtype=np.float32), shared.session()
+        found = [session.prefill(x=x[:, :9])["y"]]
+        for t in range(9, LENGTH):
+            session = session.fork() if t % 7 == seed % 7 else session
+            found.append(session.step(x=x[:, t : t + 1])["y"])
+        return found
+
+    alone = [run(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(run, range(8)))
+    for expected, found in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(np.concatenate(found, 1), np.concatenate(expected, 1))
+
+
+@pytest.mark.parametrize("kind", ["model", "attending"])
+def test_sessions_step_as_one_as_they_do_alone(kind: str, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(kind)
+    batch, alone = [[model.session() for _ in range(3)] for _ in range(2)]
+    rows = np.concatenate([X, X[:1, ::-1]])
+    for sessions in (batch, alone):
+        for row, session in enumerate(sessions):
+            session.prefill(x=rows[row : row + 1, :5])
+    for t in range(5, 15):
+        found = model.step_all(batch, x=rows[:, t : t + 1])["y"]
+        expected = [s.step(x=rows[i : i + 1, t : t + 1])["y"] for i, s in enumerate(alone)]
+        np.testing.assert_allclose(found, np.concatenate(expected), rtol=1e-6, atol=1e-7)
 
 
 def test_a_session_outlives_its_model(built: Path) -> None:
@@ -267,7 +325,8 @@ class Continuations(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
 
-def test_continuations(model: Model) -> None:
-    case = type("Case", (Continuations,), {"model": model}).TestCase
+@pytest.mark.parametrize("kind", ["model", "attending"])
+def test_continuations(kind: str, request: pytest.FixtureRequest) -> None:
+    case = type("Case", (Continuations,), {"model": request.getfixturevalue(kind)}).TestCase
     case.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
     case().runTest()

@@ -31,8 +31,8 @@ def generate(
     """
     if not len(prompt):
         raise InputError("the prompt is empty; give at least one token")
-    if temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise InputError("temperature and top_k must not be negative, and top_p lies above 0 and at most at 1")
+    if not temperature >= 0 or top_k < 0 or seed < 0 or not 0 < top_p <= 1:  # NaN is not >= 0 either
+        raise InputError("temperature, top_k and seed must not be negative, and top_p lies above 0 and at most at 1")
     tokens, logits = signature(model)
     return _stream(model, tokens, logits, prompt, (temperature, top_k, top_p), np.random.default_rng(seed))
 

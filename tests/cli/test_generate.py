@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from byte_model import build
+from byte_model import ATTENTION, build
 
 from coilc.ir import CoilError
 from coilc.runtime import load
@@ -77,10 +77,23 @@ def test_refusals(cli: Cli, language: Path, scale: Path, tmp_path: Path) -> None
         ((small, "-p", "x"), "knows 61 tokens and has no tokenizer.json"),
         ((str(language), "-p", ""), "the prompt is empty"),
         ((str(language), "-p", "x", "--top-p", "0"), "top_p lies above 0"),
+        ((str(language), "-p", "x", "--seed", "-1"), "seed must not be negative"),
+        ((str(language), "-p", "x", "--temperature", "nan"), "temperature, top_k and seed must not be negative"),
+        ((str(language), "-p", "x", "--stop", ""), "--stop needs a text"),
     ):
         done = cli("generate", *args)
         assert done.code == 2
         assert sentence in done.err
+
+
+def test_a_context_has_room_for_all_tokens_or_none_is_shown(cli: Cli, tmp_path: Path) -> None:
+    artifact = str(build(tmp_path / "m.coil", program=ATTENTION))
+    assert cli("generate", artifact, "-p", "hello", "-n", "60").code == 0
+    done = cli("generate", artifact, "-p", "hello", "-n", "61")
+    assert done.code == 2
+    assert "5 tokens of prompt and 61 more need room for 65" in done.err
+    assert "has it for 64; ask for fewer --tokens, or compile it with a larger --context" in done.err
+    assert not done.out
 
 
 def test_choices_keep_to_the_likeliest() -> None:

@@ -46,8 +46,11 @@ def generate_command(
     from coilc.runtime import load
     from coilc.runtime.generate import generate
 
+    if not all(stop or ()):
+        raise InputError("--stop needs a text, which an empty one is not")
     model = load(artifact, threads)
     ids, decode = tokenizer(artifact, prompt, vocabulary(model))
+    check_room(model, len(ids), tokens)
     began, text, count = time.perf_counter(), "", 0
     stream = generate(model, ids, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     first = next(stream)
@@ -75,6 +78,16 @@ def show(text: str, *, quiet: bool) -> str:
     if not quiet:
         typer.echo(text, nl=False)
     return text
+
+
+def check_room(model: Model, prompt: int, tokens: int) -> None:
+    """That caches which keep everything have room for all tokens; the last one is shown and not read."""
+    room = min((state["dims"][2] for state in model.describe()["states"] if state["kept"]), default=None)
+    if room is not None and prompt + tokens - 1 > room:
+        raise InputError(
+            f"{prompt} tokens of prompt and {tokens} more need room for {prompt + tokens - 1}, and '{model.path}' has it for "
+            f"{room}; ask for fewer --tokens, or compile it with a larger --context"
+        )
 
 
 def vocabulary(model: Model) -> int:

@@ -110,10 +110,8 @@ int main(int argc, char **argv) {
         run_once(&p);
     else if (!strcmp(p.options.command, "bench"))
         bench(&p);
-    else if (!strcmp(p.options.command, "generate"))
-        generate(&p);
     else
-        die(EXIT_INPUT, "there is no command '%s'; there are describe, run, generate and bench", p.options.command);
+        generate(&p);
     coil_state_close(p.state);
     coil_session_close(p.session);
     coil_close(p.model);

@@ -111,7 +111,8 @@ void describe(const program *p) {
     for (const char *const *name = coil_features; *name; name++) json_string(NULL, *name);
     json_close(']');
     json_open("entries", '[');
-    for (int32_t i = 0; i < all->entry_count; i++) describe_entry(p, i);
+    for (int32_t i = 0; i < all->entry_count; i++)
+        if (!p->options.entry || i == p->index) describe_entry(p, i);
     json_close(']');
     json_integer("weights_bytes", (int64_t)all->weights_bytes);
     json_integer("scratch_bytes_per_thread", (int64_t)all->scratch_bytes);

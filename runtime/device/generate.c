@@ -105,7 +105,7 @@ static int64_t *from_ids(const char *text, int64_t *count) {
 }
 
 static int64_t *read_prompt(const options *given, int64_t *count) {
-    if (!given->prompt == !given->ids) die(EXIT_INPUT, "generate takes --prompt TEXT or --ids NUMBER,...");
+    if (!given->prompt == !given->ids) die(EXIT_INPUT, "generate takes either --prompt TEXT or --ids NUMBER,...");
     if (given->ids && given->stop) die(EXIT_INPUT, "--stop is for text; --ids has none");
     if (given->prompt && coil_tokenizer)
         die(EXIT_INPUT, "this model's text is cut by its tokenizer.json, which this program does not read: give --ids");

@@ -16,36 +16,44 @@ static const char USAGE[] =
     "       coil-run bench [--input NAME=FILE.npy ...] [--dim NAME=NUMBER ...] [--runs NUMBER]\n"
     "       coil-run generate --prompt TEXT [--stop TEXT] | --ids NUMBER,...  [--tokens NUMBER] [--seed NUMBER]\n"
     "                         [--temperature NUMBER] [--top-k NUMBER] [--top-p NUMBER]\n"
-    "every command takes --entry NAME, --threads NUMBER and --weights FILE and prints JSON; generate prints text, and its\n"
-    "JSON on stderr. The weights are weights.safetensors beside this program, or inside it; the entry is the first one; the\n"
+    "every command takes --threads NUMBER and --weights FILE, all but generate --entry NAME. They print JSON; generate\n"
+    "prints text, and its JSON on stderr. The weights are weights.safetensors beside this program, or inside it; the entry is the first one; the\n"
     "threads are the cores. A text has 128 tokens, seed 0, temperature 1; temperature 0 takes the likeliest token.\n"
     "Exit codes: 0 fine; 2 bad input; 4 damaged weights, another machine's code, or no memory.\n";
 
 typedef enum kind { TEXT, NUMBER, REAL, PAIR } kind;
 
+enum { DESCRIBE = 1, RUN = 2, BENCH = 4, GENERATE = 8, ALL = 15 }; /* which commands take an option */
+
+static const struct {
+    const char *name;
+    int bit;
+} COMMANDS[] = {{"describe", DESCRIBE}, {"run", RUN}, {"bench", BENCH}, {"generate", GENERATE}};
+
 static const struct option {
     const char *name;
+    int commands;
     kind kind;
     size_t offset;
     int64_t low, high;
 } OPTIONS[] = {
-    {"--input", PAIR, offsetof(options, inputs), 0, 0},
-    {"--dim", PAIR, offsetof(options, dims), 0, 0},
-    {"--entry", TEXT, offsetof(options, entry), 0, 0},
-    {"--weights", TEXT, offsetof(options, weights), 0, 0},
-    {"--output", TEXT, offsetof(options, output), 0, 0},
-    {"--state", TEXT, offsetof(options, state), 0, 0},
-    {"--save-state", TEXT, offsetof(options, save_state), 0, 0},
-    {"--prompt", TEXT, offsetof(options, prompt), 0, 0},
-    {"--ids", TEXT, offsetof(options, ids), 0, 0},
-    {"--stop", TEXT, offsetof(options, stop), 0, 0},
-    {"--threads", NUMBER, offsetof(options, threads), 1, 1024},
-    {"--runs", NUMBER, offsetof(options, runs), 1, 1000000},
-    {"--tokens", NUMBER, offsetof(options, tokens), 1, INT32_MAX},
-    {"--top-k", NUMBER, offsetof(options, top_k), 0, INT32_MAX},
-    {"--seed", NUMBER, offsetof(options, seed), 0, INT64_MAX},
-    {"--temperature", REAL, offsetof(options, temperature), 0, 1000000},
-    {"--top-p", REAL, offsetof(options, top_p), 0, 1},
+    {"--input", RUN | BENCH, PAIR, offsetof(options, inputs), 0, 0},
+    {"--dim", DESCRIBE | BENCH, PAIR, offsetof(options, dims), 0, 0},
+    {"--entry", DESCRIBE | RUN | BENCH, TEXT, offsetof(options, entry), 0, 0},
+    {"--weights", ALL, TEXT, offsetof(options, weights), 0, 0},
+    {"--output", RUN, TEXT, offsetof(options, output), 0, 0},
+    {"--state", RUN, TEXT, offsetof(options, state), 0, 0},
+    {"--save-state", RUN, TEXT, offsetof(options, save_state), 0, 0},
+    {"--prompt", GENERATE, TEXT, offsetof(options, prompt), 0, 0},
+    {"--ids", GENERATE, TEXT, offsetof(options, ids), 0, 0},
+    {"--stop", GENERATE, TEXT, offsetof(options, stop), 0, 0},
+    {"--threads", ALL, NUMBER, offsetof(options, threads), 1, 1024},
+    {"--runs", BENCH, NUMBER, offsetof(options, runs), 1, 1000000},
+    {"--tokens", GENERATE, NUMBER, offsetof(options, tokens), 1, INT32_MAX},
+    {"--top-k", GENERATE, NUMBER, offsetof(options, top_k), 0, INT32_MAX},
+    {"--seed", GENERATE, NUMBER, offsetof(options, seed), 0, INT64_MAX},
+    {"--temperature", GENERATE, REAL, offsetof(options, temperature), 0, 1000000},
+    {"--top-p", GENERATE, REAL, offsetof(options, top_p), 0, 1},
 };
 
 void die(int code, const char *format, ...) {
@@ -84,6 +92,12 @@ static void add_pair(pairs *pairs, const char *option, char *text) {
     pairs->items[pairs->count++] = (pair){text, value};
 }
 
+static int find_command(const char *name) {
+    for (size_t i = 0; i < sizeof COMMANDS / sizeof *COMMANDS; i++)
+        if (!strcmp(COMMANDS[i].name, name)) return COMMANDS[i].bit;
+    die(EXIT_INPUT, "there is no command '%s'; there are describe, run, generate and bench", name);
+}
+
 static const struct option *find_option(const char *name) {
     for (size_t i = 0; i < sizeof OPTIONS / sizeof *OPTIONS; i++)
         if (!strcmp(OPTIONS[i].name, name)) return &OPTIONS[i];
@@ -113,8 +127,10 @@ options read_options(int argc, char **argv) {
         exit(argc < 2 ? EXIT_INPUT : 0);
     }
     options found = {.command = argv[1], .threads = cores(), .runs = 10, .tokens = 128, .temperature = 1, .top_p = 1};
+    int command = find_command(argv[1]);
     for (int i = 2; i < argc; i += 2) {
         const struct option *option = find_option(argv[i]);
+        if (!(option->commands & command)) die(EXIT_INPUT, "%s takes no %s; coil-run --help says who does", argv[1], argv[i]);
         if (i + 1 == argc) die(EXIT_INPUT, "%s needs a value", argv[i]);
         read_option(&found, option, argv[i + 1]);
     }

@@ -97,6 +97,7 @@ static const void *map_file(const char *path, size_t *size) {
     int file = open(path, O_RDONLY | O_CLOEXEC);
     struct stat status;
     if (file < 0 || fstat(file, &status)) die(EXIT_INPUT, "cannot read %s: %s", path, strerror(errno));
+    if (!S_ISREG(status.st_mode)) die(EXIT_INPUT, "cannot read %s: it is no file", path);
     *size = (size_t)status.st_size;
     const void *content = *size ? mmap(NULL, *size, PROT_READ, MAP_PRIVATE, file, 0) : "";
     if (content == MAP_FAILED) die(EXIT_INPUT, "cannot map %s: %s", path, strerror(errno));

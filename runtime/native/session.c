@@ -138,6 +138,9 @@ static int check_symbols(const coil_entry *entry, const int64_t *symbols) {
     if (entry->symbol_count && !symbols) return coil_fail(COIL_ARGUMENT, "the symbols are NULL");
     for (int32_t i = 0; i < entry->symbol_count; i++) {
         coil_symbol symbol = entry->symbols[i];
+        if (symbol.high == INT64_MAX && symbols[i] < symbol.low)
+            return coil_fail(COIL_ARGUMENT, "entry '%s': %s = %lld is below %lld", entry->name, symbol.name,
+                             (long long)symbols[i], (long long)symbol.low);
         if (symbols[i] < symbol.low || symbols[i] > symbol.high)
             return coil_fail(COIL_ARGUMENT, "entry '%s': %s = %lld is outside %lld to %lld", entry->name, symbol.name,
                              (long long)symbols[i], (long long)symbol.low, (long long)symbol.high);

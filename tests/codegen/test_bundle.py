@@ -191,13 +191,16 @@ X, FLAGS = "--input x=x.npy", "--input flags=flags.npy"
         ("run --fast 1", "there is no option '--fast'; coil-run --help lists them"),
         ("run --threads", "--threads needs a value"),
         ("run --threads 0", "--threads takes a number from 1 to 1024, not '0'"),
-        ("run --runs many", "--runs takes a number from 1 to 1000000, not 'many'"),
+        ("bench --runs many", "--runs takes a number from 1 to 1000000, not 'many'"),
+        ("run --runs 3", "run takes no --runs; coil-run --help says who does"),
+        ("generate --entry step", "generate takes no --entry; coil-run --help says who does"),
         ("run --entry decode", "there is no entry 'decode'; coil-run describe lists them"),
         ("run --input x", "--input takes NAME=VALUE, not 'x'"),
         (f"run {X} {X}", "--input x is given twice"),
         (f"run {X}", "entry 'main' needs --input flags=FILE.npy"),
         (f"run {X} --input z=x.npy", "entry 'main' has no input 'z'; coil-run describe lists them"),
         (f"run {FLAGS} --input x=absent.npy", "cannot read absent.npy: No such file or directory"),
+        (f"run {FLAGS} --input x=.", "cannot read .: it is no file"),
         (f"run {FLAGS} --input x=flags.npy", "flags.npy holds |b1 of rank 1; input 'x' is f32[B, L, 8]"),
         (f"run {FLAGS} --input x=narrow.npy", "input 'x' has extent 7 at axis 2; f32[B, L, 8] needs 8 here"),
         (f"run {FLAGS} --input x=three.npy", "input 'flags' has extent 2 at axis 0; bool[B] needs 3 here"),
@@ -218,8 +221,9 @@ X, FLAGS = "--input x=x.npy", "--input flags=flags.npy"
         ("generate --prompt x", "this is no language model that runs step by step: that takes entries 'prefill' and 'step' with one "
          "input of tokens i64[B, L] and logits f32[B, L, V]"),
         ("generate --prompt x --top-p 2", "--top-p takes a number from 0 to 1, not '2'"),
-        ("generate", "generate takes --prompt TEXT or --ids NUMBER,..."),
+        ("generate", "generate takes either --prompt TEXT or --ids NUMBER,..."),
         ("bench --dim B=9 --dim L=1", "entry 'main': B = 9 is outside 1 to 4"),
+        ("bench --dim B=1 --dim L=-1", "entry 'main': L = -1 is below 1"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_sentence(

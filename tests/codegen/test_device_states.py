@@ -84,7 +84,7 @@ def test_a_text_ends_behind_the_stop(coil_run: Run, model: Model) -> None:
 @pytest.mark.parametrize(
     ("args", "sentence"),
     [
-        ("--prompt x --ids 1", "generate takes --prompt TEXT or --ids NUMBER,..."),
+        ("--prompt x --ids 1", "generate takes either --prompt TEXT or --ids NUMBER,..."),
         ("--ids 1,x", "--ids takes numbers with commas between them"),
         ("--ids 256", "token 256 is outside 0 to 255"),
         ("--ids 1 --stop x", "--stop is for text; --ids has none"),

@@ -46,11 +46,15 @@ class Device:
         kind: the family, which is also TVM's name of it.
         arch: the compiler's name of the architecture, such as ``sm_90a``.
         shared_bytes: the memory that the threads of a block can share.
+        multiprocessors: how many blocks run at a time, at least.
+        warpgroups: whether tensor cores read shared memory themselves, and bulk copies fill it (``wgmma``, TMA).
     """
 
     kind: str
     arch: str
     shared_bytes: int
+    multiprocessors: int
+    warpgroups: bool = False
 
     @property
     def capability(self) -> int:
@@ -138,9 +142,9 @@ class Target:
 _GPU_CLAIMS = _CPU_CLAIMS - {"packed_matmul", "attention"}
 
 
-def _cuda(arch: str, shared_kilobytes: int, multiprocessors: int) -> Target:
+def _cuda(arch: str, shared_kilobytes: int, multiprocessors: int, warpgroups: bool = False) -> Target:
     """A GPU in a machine of the oldest x86-64 level that artifacts run on."""
-    device = Device("cuda", arch, shared_kilobytes * 1024)
+    device = Device("cuda", arch, shared_kilobytes * 1024, multiprocessors, warpgroups)
     features = frozenset(_X86_V2)
     return Target(f"cuda:{arch}", _X86, "x86-64-v2", 32, 64, features, multiprocessors * 4, _GPU_CLAIMS, device=device)
 
@@ -154,7 +158,7 @@ TARGETS: Mapping[str, Target] = {
         Target("x86-64-v4", _X86, "x86-64-v4", 512, 32, frozenset(_X86_V4)),
         _NEON,
         _cuda("sm_80", 163, 108),
-        _cuda("sm_90a", 227, 132),
+        _cuda("sm_90a", 227, 132, warpgroups=True),
     )
 }
 

@@ -47,3 +47,19 @@ def from_lane(x: Expr, offset: int) -> Expr:
     """What the thread of this warp has whose number differs in the bit ``offset``; all threads of the warp are here."""
     everyone, distance = tirx.const(2**32 - 1, "uint32"), tirx.const(offset, "int32")
     return tirx.call_extern(dtype_name(x), "__shfl_xor_sync", everyone, x, distance)
+
+
+@contextmanager
+def grouped_tiles(extents: Sequence[Expr | int], threads: int) -> Iterator[tuple[list[Expr], Expr]]:
+    """``blocks`` over [..., rows of tiles, columns of tiles], so that those that run at a time share both operands.
+
+    They are counted through a few rows of tiles, column by column, before the next rows.
+    """
+    *batch, rows, columns = extents
+    with blocks([*batch, i64(rows) * i64(columns)], threads) as ((*at, place), thread):
+        tile, all_rows, all_columns = (T.Cast("int32", i64(x)) for x in (place, rows, columns))
+        strip = T.Bind(tirx.truncdiv(tile, all_columns * 8) * 8)
+        height = T.Bind(tirx.min(all_rows - strip, tirx.const(8, "int32")))
+        rest = T.Bind(tile - strip * all_columns)
+        row, column = strip + tirx.truncmod(rest, height), tirx.truncdiv(rest, height)
+        yield [*at, T.Bind(T.Cast("int64", row)), T.Bind(T.Cast("int64", column))], thread

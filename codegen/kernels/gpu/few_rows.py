@@ -78,10 +78,11 @@ class _Columns(_FewRows):
 
     def lanes(self) -> int:
         """Threads side by side on one row of the right operand: as many as leave a block to every multiprocessor."""
-        columns = self.k.dims(Y)[-1]
+        columns, device = self.k.dims(Y)[-1], self.k.target.device
+        assert device is not None
         if self.right.width == 1 or not isinstance(columns, int):
             return WARP if self.right.width == 1 else 4
-        enough = columns * 4 // (self.right.width * self.k.target.cores)
+        enough = columns // (self.right.width * device.multiprocessors)
         return max(2, min(8, 1 << max(enough, 1).bit_length() - 1))
 
     def emit(self) -> None:

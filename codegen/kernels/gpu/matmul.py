@@ -8,30 +8,64 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...scalar import Expr, inside_loop
+from ...target import Device
 from ..anchor import Anchor
-from ..loops import i64, product
-from ..matmul import X
+from ..loops import ceildiv, i64, product
+from ..matmul import X, Y
+from . import mma_matmul, simt_matmul, wgmma_matmul
 from .few_rows import emit_few_rows
-from .simt_matmul import LARGE, SMALL, emit_simt, grid
+from .mma_matmul import emit_mma
+from .operand import strided
+from .simt_matmul import emit_simt
+from .wgmma_matmul import emit_wgmma, fits
 
 FEW = 8  # rows that are multiplied while the right operand is read
 
 
 def emit_matmul(k: Anchor) -> bool:
     """Write the launches of x[..., M, K] @ y[..., K, N] with its epilogue; the host picks one."""
-    if inside_loop():
+    device = k.target.device
+    if inside_loop() or device is None:
         return False
     rows = k.extent(k.dims(X)[-2])
+    many = _on_tensor_cores if mma_matmul.is_narrow(k) else _on_ordinary_cores
     few = [lambda: emit_few_rows(k, 1), lambda: emit_few_rows(k, FEW)]
-    either(rows <= i64(FEW), lambda: either(rows <= i64(1), *few), lambda: _many_rows(k))
+    either(rows <= i64(FEW), lambda: either(rows <= i64(1), *few), lambda: many(k, device))
     return True
 
 
-def _many_rows(k: Anchor) -> None:
-    """Tiles so large that there is one for each multiprocessor."""
-    multiprocessors = k.target.cores // 4
-    enough = product(grid(k, LARGE)) >= i64(multiprocessors)
-    either(enough, lambda: emit_simt(k, LARGE), lambda: emit_simt(k, SMALL))
+def _on_ordinary_cores(k: Anchor, device: Device) -> None:
+    large, small = simt_matmul.LARGE, simt_matmul.SMALL
+    enough = tiles(k, large.side, large.side) >= i64(device.multiprocessors)
+    either(enough, lambda: emit_simt(k, large), lambda: emit_simt(k, small))
+
+
+def _on_tensor_cores(k: Anchor, device: Device) -> None:
+    """With bulk copies where the device has them and both operands lie in memory as it wants."""
+    left, right = (strided(mma_matmul.narrow(k.operands[i])) for i in (X, Y))
+    if device.warpgroups and left and right and fits(left) and fits(right.transposed()):
+        return _with_warpgroups(k, device, lambda tile: emit_wgmma(k, left, right.transposed(), tile))
+    large, small = mma_matmul.LARGE, mma_matmul.SMALL
+    enough = tiles(k, large.side, large.side) >= i64(device.multiprocessors)
+    either(enough, lambda: emit_mma(k, large), lambda: emit_mma(k, small))
+
+
+def _with_warpgroups(k: Anchor, device: Device, emit: Callable[[wgmma_matmul.Tile], None]) -> None:
+    """The largest tile of which there is one for every multiprocessor; low ones for few rows."""
+    large, middle, low = wgmma_matmul.TILES
+    rows = k.extent(k.dims(X)[-2])
+    enough = tiles(k, large.rows, large.columns) >= i64(device.multiprocessors)
+    either(
+        rows <= i64(low.rows),
+        lambda: emit(low),
+        lambda: either(enough, lambda: emit(large), lambda: emit(middle)),
+    )
+
+
+def tiles(k: Anchor, rows: int, columns: int) -> Expr:
+    """How many tiles of this size the result has."""
+    *batch, m, _ = map(k.extent, k.dims(X))
+    return product([*batch, ceildiv(m, rows), ceildiv(k.extent(k.dims(Y)[-1]), columns)])
 
 
 def either(condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:

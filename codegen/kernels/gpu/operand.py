@@ -13,9 +13,9 @@ from coilc.ir import DType, Value
 from coilc.ir import dims as d
 from coilc.ir.dims import Dim, Dims
 
-from ...scalar import Expr, allocate, decode, storage_dtype
+from ...scalar import Expr, allocate, decode, encode, storage_dtype
 from ..anchor import Anchor
-from ..loops import i64
+from ..loops import i64, when
 
 VECTOR_BYTES = 16  # of the widest access to memory; operands begin at multiples of it
 
@@ -39,6 +39,12 @@ class Strided:
         """What the elements are in memory; the operand may be their widening."""
         return self.source.type.dtype
 
+    def transposed(self) -> Strided:
+        """The same memory with the last two axes exchanged."""
+        *dims, m, n = self.dims
+        *strides, by_m, by_n = self.strides
+        return Strided(self.source, (*dims, n, m), self.base, (*strides, by_n, by_m))
+
     def offset(self, k: Anchor, indices: Sequence[Expr]) -> Expr:
         """Where an element is, counted in elements."""
         total = k.extent(self.base)
@@ -50,9 +56,12 @@ class Strided:
     def vector(self, axis: int) -> int:
         """How many neighbours along an axis one access takes: all that fit it, or 1."""
         width = VECTOR_BYTES * 8 // self.dtype.bits
+        return width if self.aligned(axis, width) else 1
+
+    def aligned(self, axis: int, width: int) -> bool:
+        """Whether an axis is made of so many neighbours at a time, which begin at multiples of it in memory."""
         others = [stride for i, stride in enumerate(self.strides) if i != axis % len(self.strides)]
-        aligned = all(x % width == 0 for x in (self.base, self.dims[axis], *others))
-        return width if self.strides[axis] == 1 and aligned else 1
+        return self.strides[axis] == 1 and all(x % width == 0 for x in (self.base, self.dims[axis], *others))
 
 
 def strided(value: Value) -> Strided | None:
@@ -137,3 +146,61 @@ class Vectors:
     def element(self, held: tirx.Buffer, i: int) -> Expr:
         """One of what was loaded, in the operand's compute type."""
         return held[i] if self.width == 1 or self.memory is None else decode(held[i], self.memory.dtype)
+
+
+def store_vector(k: Anchor, at: Sequence[Expr], values: Sequence[Expr]) -> None:
+    """Write what is computed from neighbouring elements of the first result, those of them that lie inside."""
+    *lead, row, column = at
+    rows, columns = map(k.extent, k.node.types[0].dims[-2:])
+    if k.node.types[0].dims[-1] % len(values) == 0:
+        with when(tirx.all(row < rows, column < columns)):
+            _store_whole(k, at, values)
+        return
+    for i, value in enumerate(values):
+        with when(tirx.all(row < rows, column + i64(i) < columns)):
+            k.store(0, [*lead, row, column + i64(i)], value)
+
+
+def _store_whole(k: Anchor, at: Sequence[Expr], values: Sequence[Expr]) -> None:
+    *lead, column = at
+    result, reader, width = k.node.results[0], k.kernel.reader, len(values)
+    beside = [(value, memory, _load_beside(k, memory, at, width)) for value, memory in _beside(k, width)]
+    for position in k.outputs_of[0]:
+        output, buffer = k.kernel.body.results[position], k.kernel.outputs[position]
+        held = allocate((width,), storage_dtype(output.type.dtype))
+        for i in range(width):
+            known = {result: values[i]} | {value: decode(loaded[i], m.dtype) for value, m, loaded in beside}
+            element = reader.read(output, [*lead, column + i64(i)], known)
+            T.buffer_store(held, encode(element, output.type.dtype), [i])
+        for start, part in _pieces(width, output.type.dtype):
+            with T.vectorized(i64(0), i64(part)) as lane:
+                T.buffer_store(buffer, held[i64(start) + lane], [*lead, column + i64(start) + lane])
+
+
+def _beside(k: Anchor, width: int) -> list[tuple[Value, Strided]]:
+    """What the epilogue reads from memory at the indices of the result, and as vectors: biases, residuals, gates."""
+    found: dict[Value, Strided] = {}
+    pending = [k.kernel.body.results[position] for position in k.outputs_of[0]]
+    while pending:
+        value = pending.pop()
+        memory = strided(value) if value.dims == k.node.types[0].dims and value.node is not k.node else None
+        if memory and memory.aligned(-1, width):
+            found[value] = memory
+        elif value.node is not k.node and value.op.name != "input":
+            pending += value.node.inputs
+    return list(found.items())
+
+
+def _load_beside(k: Anchor, memory: Strided, at: Sequence[Expr], width: int) -> tirx.Buffer:
+    held = allocate((width,), storage_dtype(memory.dtype))
+    source, place = k.kernel.reader.buffers[memory.source], memory.offset(k, at)
+    for start, part in _pieces(width, memory.dtype):
+        with T.vectorized(i64(0), i64(part)) as lane:
+            T.buffer_store(held, source[place + i64(start) + lane], [i64(start) + lane])
+    return held
+
+
+def _pieces(width: int, dtype: DType) -> list[tuple[int, int]]:
+    """Neighbours as (start, count) of accesses."""
+    part = min(width, VECTOR_BYTES * 8 // dtype.bits)
+    return [(start, part) for start in range(0, width, part)]

@@ -71,7 +71,8 @@ def _device(device: Device, launches: Sequence[Launch], driver: int, source: _So
     rows = []
     for i, launch in enumerate(launches):
         tags = source.table("uint8_t", f"tags_{i}", [_TAGS[tag] for tag in launch.tags])
-        rows.append(_row(_string(launch.name), launch.params, len(launch.tags), tags))
+        maps = f"{sum(1 << i for i in launch.maps)}ULL"
+        rows.append(_row(_string(launch.name), launch.params, len(launch.tags), tags, maps))
     code = ("NULL", "NULL")
     if rows:
         code = (DEVICE_CODE, f"{DEVICE_CODE}_end")

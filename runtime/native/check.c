@@ -121,6 +121,7 @@ static bool device_fits(const plan_device *device) {
     for (int32_t i = 0; i < device->launch_count; i++) {
         plan_launch launch = device->launches[i];
         if (!launch.name || !within(launch.params, MOST_PARAMS + 1)) return false;
+        if (launch.params < 64 && launch.maps >> launch.params) return false;
         if (!within(launch.tag_count, TAG_COUNT + 1) || !table(launch.tags, launch.tag_count)) return false;
         for (int32_t tag = 0; tag < launch.tag_count; tag++)
             if (launch.tags[tag] >= TAG_COUNT) return false;

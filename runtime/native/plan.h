@@ -76,6 +76,7 @@ typedef struct plan_launch {
     const char *name;
     int32_t params, tag_count; /* operands: pointers and 64-bit integers */
     const uint8_t *tags;
+    uint64_t maps; /* bit i: operand i is the description of a tensor, given by its address and passed by value */
 } plan_launch;
 
 /* What runs the launches; nothing, if the kernels run on the host. */

@@ -613,5 +613,15 @@ API cuLaunchKernelEx(const CUlaunchConfig *c, CUfunction function, void **params
     return launch(function, grid, block, c->shared_bytes, c->stream, params);
 }
 
+/* Only instructions that are not emulated read such a description, so it is none. */
+API cuTensorMapEncodeTiled(void *map, int type, uint32_t rank, CUdeviceptr address, const uint64_t *extents,
+                           const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave, int swizzle,
+                           int promotion, int fill) {
+    USABLE;
+    (void)map, (void)type, (void)rank, (void)address, (void)extents, (void)strides, (void)box, (void)steps;
+    (void)interleave, (void)swizzle, (void)promotion, (void)fill;
+    return 801; /* CUDA_ERROR_NOT_SUPPORTED */
+}
+
 /* For tests: kernels launched one by one (0), graphs launched (1), kernels run (2), bytes in use (3). */
 __attribute__((visibility("default"))) uint64_t emulated_gpu_count(int what) { return what < 3 ? counts[what] : in_use; }

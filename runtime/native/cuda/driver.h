@@ -109,7 +109,10 @@ enum {
     F(graph_exec_destroy, cuGraphExecDestroy, (CUgraphExec))                                                           \
     F(launch, cuLaunchKernel,                                                                                          \
       (CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, CUstream, void **, void **)) \
-    F(launch_with, cuLaunchKernelEx, (const CUlaunchConfig *, CUfunction, void **, void **))
+    F(launch_with, cuLaunchKernelEx, (const CUlaunchConfig *, CUfunction, void **, void **))                           \
+    F(describe_tensor, cuTensorMapEncodeTiled,                                                                         \
+      (void *, int, uint32_t, CUdeviceptr, const uint64_t *, const uint64_t *, const uint32_t *, const uint32_t *,     \
+       int, int, int, int))
 
 #define DRIVER_FIELD(name, symbol, parameters) CUresult(*name) parameters;
 typedef struct driver {

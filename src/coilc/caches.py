@@ -53,7 +53,7 @@ def opened(
     cache holds is an example: a sequence starts with an empty one.
 
     Raises:
-        InputError: a cache by position, or with dynamic shapes of its own, or of a kind that counts in Python.
+        InputError: a cache by position, with dynamic shapes of its own, or of a kind that is not made of tensors alone.
     """
     caches = {name: value for name, value in kwargs.items() if is_cache(value)}
     call = Opened(dict(kwargs), dynamic_shapes)
@@ -115,6 +115,8 @@ def _filled(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Kwargs, cach
 def _unlimited(cache: Any) -> Any:
     """A copy whose windows keep everything, since they count in Python; masks hide the same, and so does the state."""
     library = sys.modules["transformers.cache_utils"]
+    if type(cache) not in (library.DynamicCache, library.StaticCache):
+        raise InputError(f"a {type(cache).__name__} is not made of tensors alone; pass a DynamicCache or a StaticCache")
     made = copy.deepcopy(cache)
     for place, layer in enumerate(made.layers):
         if isinstance(layer, library.StaticSlidingWindowLayer):

@@ -242,3 +242,26 @@ def test_a_static_cache_as_an_argument(tmp_path: Path) -> None:
     session = model.session()
     found = [session.step(input_ids=ids[:, t : t + 1])["logits"] for t in range(length)]
     torch.testing.assert_close(torch.cat(found, 1), case.eager({"input_ids": ids})["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_cache_cannot_be() -> None:
+    pytest.importorskip("transformers")
+    from models import zoo
+    from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+
+    case, ids = zoo.mistral(), torch.ones(1, 1, dtype=torch.int64)
+    empty_cache, window = DynamicCache(), StaticCache(config=case.module.config, max_cache_len=12)
+    for args, kwargs, shapes, sentence in (
+        ((ids, None, None, empty_cache), {}, None, "pass the cache by its name, not by position"),
+        ((ids,), {"cache": empty_cache}, ({0: "B"},), "give dynamic_shapes by name"),
+        ((ids,), {"cache": empty_cache}, {"cache": {0: "B"}}, "leave 'cache' out of dynamic_shapes"),
+        ((ids,), {"cache": window}, None, "a static cache of a sliding window counts in Python; pass a DynamicCache"),
+        (
+            (ids,),
+            {"cache": EncoderDecoderCache(DynamicCache(), DynamicCache())},
+            None,
+            "pass a DynamicCache or a StaticCache",
+        ),
+    ):
+        with pytest.raises(coilc.CoilError, match=sentence):
+            coilc.export(case.module, args, kwargs, dynamic_shapes=shapes)

@@ -1,6 +1,6 @@
 """Timing that every benchmark shares: one thread, interleaved rounds, medians. Import it before NumPy and torch.
 
-Times are the thread's own, so that what other programs take of the core does not count.
+Times are the thread's own, so that what other programs take of the core does not count, unless several threads work.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ torch.set_grad_enabled(False)
 Candidates = Mapping[str, Callable[[], object]]
 
 
-def medians(candidates: Candidates, rounds: int = 7, calls: int = 3) -> dict[str, float]:
+def medians(
+    candidates: Candidates, rounds: int = 7, calls: int = 3, clock: Callable[[], float] = time.thread_time
+) -> dict[str, float]:
     """Median seconds of each candidate; the rounds alternate, so that a noisy neighbour hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(rounds):
         for name, call in candidates.items():
             call()
             for _ in range(calls):
-                start = time.thread_time()
+                start = clock()
                 call()
-                times[name].append(time.thread_time() - start)
+                times[name].append(clock() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

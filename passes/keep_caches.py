@@ -8,7 +8,7 @@ from coilc.ir import DTYPES, Graph, InputError, Location, Node, UnsupportedError
 from coilc.ir.core import substitute_attr
 from coilc.ir.states import Growth, growth
 
-from .causal_attention import all_seen, last_seen
+from .causal_attention import TIME, all_seen, last_seen
 from .timeline import Mixes, Timeline, rebuilt, replace_at
 
 
@@ -56,15 +56,16 @@ def keep_caches(graph: Graph, room: int) -> Graph:
     names = [v.node.attrs["name"] for v in graph.inputs] + [name for name, _ in graph.outputs]
     line = Timeline(past, {*names, *graph.ranges}, room)
     line.length = step
-    walk = _Walk(line, {v for v in graph.inputs if v.node.attrs["name"] in caches})
     fixed = [(before, after) for before, after in graph.states if before not in caches]
-    gone = {after for before, after in graph.states if before in caches}
+    gone = {after: before for before, after in graph.states if before in caches}
+    inputs = {v.node.attrs["name"]: v for v in graph.inputs}
+    walk = _Walk(line, {value: inputs[gone[name]] for name, value in graph.outputs if name in gone})
     outputs = [(name, walk.value(value)) for name, value in graph.outputs if name not in gone]
     if walk.refused:
         raise UnsupportedError(f"the cache of '{graph.name}' cannot become a state:", walk.refused)
     return Graph(
         graph.name,
-        (*(v for v in graph.inputs if v not in walk.caches), *(s.before for s in line.states)),
+        (*(v for name, v in inputs.items() if name not in caches), *(s.before for s in line.states)),
         (*outputs, *((s.name, s.after) for s in line.states)),
         tuple((name, limits) for name, limits in graph.symbols if name != past),
         (*fixed, *((s.before.node.attrs["name"], s.name) for s in line.states)),
@@ -72,9 +73,12 @@ def keep_caches(graph: Graph, room: int) -> Graph:
 
 
 class _Walk:
-    """Values without the length of the caches, which is the position; operands first."""
+    """Values without the length of the caches, which is the position; operands first.
 
-    def __init__(self, line: Timeline, caches: set[Value]) -> None:
+    ``caches`` are the values of the states after a call, and the inputs that they were before.
+    """
+
+    def __init__(self, line: Timeline, caches: Mapping[Value, Value]) -> None:
         self.line, self.caches = line, caches
         self.known: dict[Value, Value | None] = {}  # None: refused, or computed from what was
         self.refused: list[tuple[str, Location | None]] = []
@@ -101,13 +105,15 @@ class _Walk:
         return [self.added(v) or v for v in node.inputs[:3]] if node.op is ops.attention else ()
 
     def reads_cache(self, node: Node) -> bool:
-        return any(v in self.caches or self.added(v) for v in node.inputs)
+        return any(v in self.caches.values() or self.added(v) for v in node.inputs)
 
     def added(self, value: Value) -> Value | None:
-        """What a call appends to a cache, if the value is a cache with something appended."""
-        if value.op is ops.concat and len(value.node.inputs) == 2 and value.node.inputs[0] in self.caches:
-            return value.node.inputs[1]
-        return None
+        """What this call appends, if the value is a cache after it: what was there before, then the new elements."""
+        before = self.caches.get(value)
+        if before is None or value.op is not ops.concat or value.node.attrs["axis"] != TIME:
+            return None
+        first, *rest = value.node.inputs
+        return rest[0] if first == before and len(rest) == 1 else None
 
     def node(self, node: Node) -> Sequence[Value | None]:
         operands = [self.known[v] for v in self.operands(node)]

@@ -119,6 +119,11 @@ def test_a_model_of_one_step(body: str) -> None:
             "attention sees other elements of the cache than those up to its own",
         ),
         (
+            "other: f32[B, 2, L, 8] = tanh(k)\n    unkept: f32[B, 2, P + L, 8] = concat(past, other, axis=2)\n    "
+            'z: f32[B, 4, L, 6] = attention(q, unkept, values, seen, optional=("mask",), causal=False)',
+            "concat reads a cache, which only attention may",
+        ),
+        (
             'm: f32[P + L] = weight(name="m", type=f32[P + L])\n    '
             'z: f32[B, 4, L, 6] = attention(q, keys, values, m, optional=("mask",), causal=True)',
             "attention has a mask over the cache",

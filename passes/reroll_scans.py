@@ -29,7 +29,8 @@ from itertools import pairwise
 import numpy as np
 
 from coilc.ir import Array, Graph, Module, Value, at, literal, ops
-from coilc.ir.core import Node
+from coilc.ir.core import Node, topological_order
+from coilc.ir.opdef import MIXER
 
 from .align_scans import equal_outputs
 from .loop_parts import to_front
@@ -51,6 +52,7 @@ from .simplify import simplify
 from .trace import record_refusal
 
 LOOKED_BACK = 4  # pairs of steps, from the end, that are compared to find the odd one out
+SUMS = (ops.add, ops.mul, ops.maximum, ops.minimum)
 LEAST_SUM = 6  # terms of a sum from which it is a loop over time, of which only the end is used
 NEIGHBOURS = 6  # how far back, among nodes that do the same, the end of the step before is looked for
 
@@ -337,17 +339,24 @@ def _chains(
             for template in find_templates(surroundings.order, value, later):
                 if template.carries.get(value) == later and template.sequences:
                     steps = _match_chain(template, value)
-                    if len(steps) >= LEAST_SUM or not _only_sums(template):
+                    if _waits(template) or (len(steps) >= LEAST_SUM and not _has_loops(template)):
                         yield template, steps
 
 
-def _only_sums(template: Template) -> bool:
-    """Whether nothing happens to a carry but that a term is added: over a few routes or heads, that is no recurrence."""
-    reads = [value for node in template.interior for value in node.inputs]
-    return all(
-        left.op in (ops.add, ops.mul, ops.maximum, ops.minimum) and read in left.node.inputs and reads.count(read) == 1
-        for read, left in template.carries.items()
-    )
+def _has_loops(template: Template) -> bool:
+    """Whether a step has recurrences of its own: those of several routes or heads run side by side."""
+    return any(MIXER in node.op.traits for node in template.interior)
+
+
+def _waits(template: Template) -> bool:
+    """Whether more happens to a carry than that a term is added: over a few routes or heads, that is no recurrence."""
+    touched = set(template.carries)
+    for node in topological_order((v.node for v in template.carries.values()), lambda n: n not in template.interior):
+        own = [v for v in node.inputs if v in touched]
+        if own and (len(own) > 1 or node.op not in SUMS):
+            return True
+        touched.update(node.results if own else ())
+    return False
 
 
 def _match_chain(template: Template, read: Value) -> list[Step]:

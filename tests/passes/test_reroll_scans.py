@@ -184,6 +184,20 @@ def test_a_sum_over_a_few_routes_is_not_a_loop(terms: int, scans: int) -> None:
     same_numbers(before, after, terms)
 
 
+@pytest.mark.parametrize("routes", [3, 7, 8, 12])
+def test_a_sum_of_any_number_of_recurrences_leaves_them_side_by_side(routes: int) -> None:
+    x, a = parameter("x", routes, 5, D), parameter("a", 5, D)
+    first = ops.zeros(TensorType(f32, (D,)))
+    total: Value | None = None
+    for r in range(routes):
+        y, _ = ops.linear_scan(
+            a, ops.reshape(ops.slice_axis(x, 0, r, r + 1), dims=(5, D)), first, axis=0, reverse=False
+        )
+        total = y if total is None else ops.add(total, y)
+    before = Graph("main", (x, a), (("y", total),))
+    assert reroll_ends(before) == before
+
+
 def test_no_end_is_found_where_steps_are_used_elsewhere() -> None:
     whole = unroll(lstm, 5, 2)
     assert reroll_ends(whole) == whole

@@ -10,12 +10,19 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from coilc.ir import Graph, Node, Value, ops
-from coilc.ir.dims import Dims, matching_groups
+from coilc.ir.dims import Dim, Dims, matching_groups
 from coilc.ir.opdef import ELEMENTWISE, REDUCTION
 
 
 class _Fixed(Exception):
     """The two axes have to stay apart."""
+
+
+LONG = 64  # elements of a row: where rows are picked from several tensors or from padding, a vector lies in one row
+
+
+def _is_long(extent: Dim) -> bool:
+    return not isinstance(extent, int) or extent >= LONG
 
 
 def collapse_axes(body: Graph, strided: Collection[Value] = ()) -> Graph:
@@ -140,9 +147,9 @@ class _Merger:
     def pad(self, value: Value, axis: int) -> Value:
         (x,) = value.node.inputs
         low, high = value.node.attrs["low"], value.node.attrs["high"]
-        if low[axis + 1] != 0 or high[axis + 1] != 0:
-            raise _Fixed
         inner = x.dims[axis + 1]
+        if low[axis + 1] != 0 or high[axis + 1] != 0 or (_is_long(inner) and (low[axis], high[axis]) != (0, 0)):
+            raise _Fixed
         return _rebuild(
             value.node,
             (self.merge(x, axis),),
@@ -152,7 +159,7 @@ class _Merger:
 
     def concat(self, value: Value, axis: int) -> Value:
         along = value.node.attrs["axis"]
-        if along == axis + 1:
+        if along == axis + 1 or (along == axis and _is_long(value.dims[axis + 1])):
             raise _Fixed
         parts = tuple(self.merge(v, axis) for v in value.node.inputs)
         return _rebuild(value.node, parts, axis=along - (along > axis))

@@ -12,10 +12,11 @@ from coilc.ir import dims as d
 from coilc.ir.dims import Dim, Dims
 from coilc.ir.opdef import ELEMENTWISE
 
+from .edges import edge_of
 from .kernel import Kernel
 from .loops import Span, for_each_task, lane_count, vector_loop, whole_axis
 from .reader import index
-from .scalar import Expr, on_device
+from .scalar import Expr, bind, on_device
 
 CHUNK = 4096  # elements of the innermost axis that one task works on
 
@@ -41,10 +42,26 @@ def _emit(k: Kernel, outer: Dims, inner: Dim, width: int, indices_of: Callable[[
     chunks = 1 if isinstance(inner, int) and inner <= CHUNK else (inner + (CHUNK - 1)) // CHUNK
 
     def task(p: Expr) -> None:
-        *rest, chunk = k.reader.unravel(p, (*outer, chunks))
-        vector_loop(_chunk(k, inner, chunk, chunks), width, lambda j: _store(k, indices_of(rest, j)))
+        *rest, chunk = map(bind, k.reader.unravel(p, (*outer, chunks)))
+        row = lambda: vector_loop(_chunk(k, inner, chunk, chunks), width, lambda j: _store(k, indices_of(rest, j)))
+        _apart_from_edges(k, rest, row)
 
     for_each_task(k, d.size((*outer, chunks)), d.size((*outer, inner)), task)
+
+
+def _apart_from_edges(k: Kernel, outer: list[Expr], row: Callable[[], None]) -> None:
+    """Write a row twice if it would read padding in the first rows alone: for these, and without tests for all others."""
+    for axis, i in enumerate(outer):
+        edge, extent = edge_of(k.body, axis), k.body.results[0].dims[axis]
+        if edge > 0 and not (isinstance(extent, int) and extent <= edge) and not on_device():
+            with T.If(i >= index(edge)):
+                with T.Then():
+                    with k.reader.knowing(i, edge):
+                        row()
+                with T.Else():
+                    row()
+            return
+    row()
 
 
 def _emit_tiles(k: Kernel, across: int, width: int) -> None:

@@ -7,7 +7,8 @@ IRBuilder and are reused in that frame and those inside it: expressions stay lin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial, reduce
 from typing import Any
 
@@ -58,6 +59,7 @@ class Reader:
         self.body, self.buffers, self.dims, self.views = body, dict(buffers), dims, dict(views or {})
         self._memo: dict[Any, dict[Any, tuple[Expr, Indices]]] = {}
         self._known: Mapping[Value, Expr] = {}
+        self.least: dict[Any, int] = {}  # lower bounds of index variables, where the code being written has tested them
         self.fixed: dict[Value, Expr] = {}  # values that are in a register, whatever the indices: results per row
 
     def dim(self, dim: Dim) -> Expr:
@@ -129,6 +131,23 @@ class Reader:
         open_ = [self.dim(extent) > index(0) for extent in extents if may_be_empty(extent)]
         return guarded(reduce(tirx.And, open_), read, zero) if open_ else read()
 
+    @contextmanager
+    def knowing(self, i: Expr, bound: int) -> Iterator[None]:
+        """Code that runs only where an index is not below a number."""
+        self.least[_key(i)] = bound
+        try:
+            yield
+        finally:
+            del self.least[_key(i)]
+
+    def is_at_least(self, i: Expr, bound: int) -> bool:
+        """Whether an index is known not to be below a number."""
+        if isinstance(i, tirx.IntImm):
+            return int(i.value) >= bound
+        if isinstance(i, tirx.Add | tirx.Sub) and isinstance(i.b, tirx.IntImm):
+            return self.is_at_least(i.a, bound - int(i.b.value) * (1 if isinstance(i, tirx.Add) else -1))
+        return self.least.get(_key(i), bound - 1) >= bound
+
     def memory_of(self, value: Value) -> tirx.Buffer | None:
         """The buffer that holds a value, perhaps under other dims."""
         while value.op.name == "reshape" and value not in self.buffers:
@@ -172,9 +191,10 @@ def store_element(buffer: tirx.Buffer, indices: Indices, value: Expr, dtype: Any
 # --- movement: from the indices of the result to an element of an operand ---------------------------------------------
 
 
-def _clamp(i: Expr, extent: Expr) -> Expr:
-    """An index that is safe to load from."""
-    return tirx.max(tirx.min(i, extent - index(1)), index(0))
+def _clamp(i: Expr, extent: Expr, below: bool = True, above: bool = True) -> Expr:
+    """An index that is safe to load from, where it may be below or above what there is."""
+    i = tirx.min(i, extent - index(1)) if above else i
+    return tirx.max(i, index(0)) if below else i
 
 
 def _broadcast(reader: Reader, value: Value, indices: Indices) -> Expr:
@@ -229,18 +249,31 @@ def _flip(reader: Reader, value: Value, indices: Indices) -> Expr:
 def _concat(reader: Reader, value: Value, indices: Indices) -> Expr:
     """Every part is read, at an index clamped into it, and the right one selected: no branches in vector code."""
     axis = value.node.attrs["axis"] % len(indices)
-    start: Dim = 0
+    parts = _parts(reader, value, indices[axis], axis)
     result: Expr | None = None
-    for x in value.node.inputs:
-        if x.dims[axis] == 0:
-            continue
+    for number, (start, x) in enumerate(parts):
         local = _affine(reader, indices[axis], -start, 1)
-        inside = (*indices[:axis], bind(_clamp(local, reader.dim(x.dims[axis]))), *indices[axis + 1 :])
-        element = reader.unless_empty(x, [axis], partial(reader._read, x, inside))
+        below, above = number > 0, number < len(parts) - 1
+        inside = (*indices[:axis], bind(_clamp(local, reader.dim(x.dims[axis]), below, above)), *indices[axis + 1 :])
+        element = reader.unless_empty(x, [axis] * (below or above), partial(reader._read, x, inside))
         result = element if result is None else tirx.Select(indices[axis] < reader.dim(start), result, element)
-        start = start + x.dims[axis]
     assert result is not None, "a concat of nothing has no elements"
     return result
+
+
+def _parts(reader: Reader, value: Value, i: Expr, axis: int) -> list[tuple[Dim, Value]]:
+    """The operands of a concat that may hold the element, with where they start."""
+    start: Dim = 0
+    found: list[tuple[Dim, Value]] = []
+    for x in value.node.inputs:
+        if x.dims[axis] != 0:
+            if isinstance(start, int) and reader.is_at_least(i, start):
+                found = []
+            elif isinstance(start, int) and isinstance(i, tirx.IntImm):
+                break
+            found.append((start, x))
+        start = start + x.dims[axis]
+    return found
 
 
 def _pad(reader: Reader, value: Value, indices: Indices) -> Expr:
@@ -248,12 +281,13 @@ def _pad(reader: Reader, value: Value, indices: Indices) -> Expr:
     low, high = value.node.attrs["low"], value.node.attrs["high"]
     inside, tests, padded = list(indices), [], []
     for axis, (before, after) in enumerate(zip(low, high, strict=True)):
-        extent = reader.dim(x.dims[axis])
-        if before != 0 or after != 0:
-            shifted = bind(_affine(reader, indices[axis], -before, 1))
-            inside[axis] = bind(_clamp(shifted, extent))
-            tests += [shifted >= index(0)] * (before != 0) + [shifted < extent] * (after != 0)
-            padded.append(axis)
+        extent, place = reader.dim(x.dims[axis]), _affine(reader, indices[axis], -before, 1)
+        below, above = before != 0 and not reader.is_at_least(place, 0), after != 0
+        if before != 0 or above:
+            shifted = bind(place)
+            inside[axis] = bind(_clamp(shifted, extent, below, above))
+            tests += [shifted >= index(0)] * below + [shifted < extent] * above
+            padded += [axis] * (below or above)
     element = reader.unless_empty(x, padded, partial(reader._read, x, tuple(inside)))
     fill = constant(value.node.attrs["value"], value.type.dtype)
     return tirx.Select(reduce(tirx.And, tests), element, fill) if tests else element

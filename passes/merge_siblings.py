@@ -19,7 +19,7 @@ from .grow_regions import Region, Uses, depends, is_elementwise, is_heavy, seed_
 from .trace import record_refusal
 
 GAIN = 1.1  # how many times fewer cycles the model must promise before siblings are merged
-TIME_BLOCK = 64  # steps of a convolution that are one task
+TIME_BLOCK = 16  # steps of a convolution that are one task
 MERGED = frozenset({
     ops.causal_conv1d, ops.gated_delta_rule, ops.gated_linear_attention, ops.generalized_delta_rule, ops.linear_scan,
     ops.scan, ops.selective_scan,

@@ -18,7 +18,7 @@ from .anchor import Anchor
 from .loops import Blocks, Expr, ceildiv, i64, lanes, local, parallel, serial, unravel, unrolled, when
 
 X, W = range(2)
-TIME_BLOCK = 64
+TIME_BLOCK = 16  # rows of a few vectors each: more would leave every page of memory after one cache line or two
 VECTORS_PER_BLOCK = 4  # with the usual four taps, weights and bias stay in registers
 VECTORS_WITHOUT_MEMORY_OPERANDS = 2  # where the constants of silu take registers too
 UNROLLED_TAPS = 8

@@ -1,4 +1,9 @@
-"""Models for a GPU: an emulated one, unless this machine has one (then ``pytest tests/cuda`` tests the real driver)."""
+"""Models for a GPU: an emulated one, unless this machine has one. Then, with the model compiled elsewhere and carried here,
+
+    COILC_CARRIED_BLOCK=block.coil PYTHONPATH=src pytest -q --confcutdir=tests/cuda tests/cuda/test_{runs,states,torch}.py
+
+tests the runtime on the real driver; it takes PyTorch, and no compiler.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +12,20 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from emulation.gpu import NVCC, EmulatedGPU, build
 
 import coilc
 from coilc.runtime import Model
 
+from .block import TARGET, Block, compile_block, make_block
+
 REAL = shutil.which("nvidia-smi") is not None
+CARRIED = os.environ.get("COILC_CARRIED_BLOCK", "")
 emulated = pytest.mark.skipif(REAL, reason="asks the emulated GPU what it did, or makes it fail")
-
-
-class Block(torch.nn.Module):
-    """A running sum and attention over everything: states that are exchanged, a cache that grows, a position."""
-
-    def __init__(self, size: int = 8) -> None:
-        super().__init__()
-        self.enter, self.leave, self.norm = (
-            torch.nn.Linear(size, 3 * size),
-            torch.nn.Linear(size, size),
-            torch.nn.RMSNorm(size),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.enter(self.norm(x))[:, None].chunk(3, -1)
-        seen = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[:, 0]
-        return x + self.leave(seen + torch.cumsum(x, 1))
+compiles = pytest.mark.skipif(bool(CARRIED), reason="compiles, which is done elsewhere")
+real = pytest.mark.skipif(not REAL, reason="no NVIDIA GPU here")
 
 
 @pytest.fixture(scope="session")
@@ -50,21 +43,26 @@ def gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedGPU | None
 
 @pytest.fixture(scope="session")
 def block() -> Block:
-    torch.manual_seed(0)
-    return Block().eval()
-
-
-def compile_block(block: Block, path: Path, target: str) -> Path:
-    x = torch.randn(2, 5, 8)
-    program = coilc.export(block, (x,), dynamic_shapes={"x": {0: "B", 1: "L"}})
-    return coilc.compile(program, path, target, entries=("main", "prefill", "step"), context=64)
+    return make_block()
 
 
 @pytest.fixture(scope="session")
-def path(gpu: EmulatedGPU | None, block: Block, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_block(block, tmp_path_factory.mktemp("cuda") / "block.coil", "cuda:sm_90a")
+def path(gpu: EmulatedGPU | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(CARRIED) if CARRIED else compile_block(tmp_path_factory.mktemp("cuda") / "block.coil", TARGET)
 
 
 @pytest.fixture
 def model(path: Path) -> Model:
     return coilc.load(path)
+
+
+@pytest.fixture
+def x() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, 20, 8), dtype=np.float32)
+
+
+@pytest.fixture
+def expected(block: Block, x: np.ndarray) -> np.ndarray:
+    import torch
+
+    return np.asarray(block(torch.from_numpy(x)).detach())

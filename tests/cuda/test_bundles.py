@@ -15,7 +15,10 @@ from emulation.gpu import EmulatedGPU
 from coilc.codegen.bundle import link_device_program, write_static_library
 from coilc.runtime.artifact import read_manifest
 
-from .conftest import Block
+from .block import Block
+from .conftest import compiles
+
+pytestmark = compiles
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["weights beside it", "weights inside"])
@@ -39,8 +42,7 @@ def driver(gpu: EmulatedGPU | None) -> dict[str, str]:
     return {"LD_LIBRARY_PATH": str(gpu.path.parent)} if gpu else {}
 
 
-def test_it_runs(program: Path, block: Block, rng: np.random.Generator, driver: dict[str, str]) -> None:
-    x = rng.standard_normal((2, 5, 8), dtype=np.float32)
+def test_it_runs(program: Path, block: Block, x: np.ndarray, driver: dict[str, str]) -> None:
     np.save(program.parent / "x.npy", x)
     done = run(program, "run", "--input", "x=x.npy", "--output", "results", **driver)
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,8 @@ from emulation.gpu import BYTES, EmulatedGPU
 import coilc
 from coilc.runtime import ArtifactError, InputError, Model, RunError
 
-from .conftest import Block, compile_block, emulated
+from .block import compile_block
+from .conftest import emulated
 
 pytestmark = emulated
 X = np.linspace(-1, 1, 80, dtype=np.float32).reshape(2, 5, 8)
@@ -74,8 +75,8 @@ def test_a_device_that_does_not_exist(path: Path) -> None:
         coilc.load(path, device=7)
 
 
-def test_a_device_for_a_model_of_the_cpu(block: Block, tmp_path: Path) -> None:
-    compiled = compile_block(block, tmp_path / "cpu.coil", "native")
+def test_a_device_for_a_model_of_the_cpu(tmp_path: Path) -> None:
+    compiled = compile_block(tmp_path / "cpu.coil", "native")
     with pytest.raises(InputError, match="runs on the CPU, so there is no device 1 for it"):
         coilc.load(compiled, device=1)
 
@@ -119,10 +120,10 @@ def test_states_without_memory(model: Model, gpu: EmulatedGPU, monkeypatch: pyte
 
 @pytest.mark.parametrize("eager", ["0", "1"])
 def test_after_a_fault_everything_else_goes_on(
-    path: Path, block: Block, gpu: EmulatedGPU, tmp_path: Path, eager: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, gpu: EmulatedGPU, tmp_path: Path, eager: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EMULATED_GPU_EAGER", eager)
-    cpu = coilc.load(compile_block(block, tmp_path / "cpu.coil", "native"), threads=1)
+    cpu = coilc.load(compile_block(tmp_path / "cpu.coil", "native"), threads=1)
     model = coilc.load(path)
     expected, session = model(x=X)["out"], model.session()
     session.prefill(x=X)

@@ -8,7 +8,8 @@ from emulation.gpu import GRAPHS, LAUNCHES, EmulatedGPU
 
 from coilc.runtime import Model
 
-from .conftest import Block, emulated
+from .block import Block
+from .conftest import emulated
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from coilc.codegen.link import NATIVE
+import coilc.runtime
 
 HERE = Path(__file__).parent
+NATIVE = Path(coilc.runtime.__file__).parent / "native"
 NVCC = f"{sys.executable} {HERE / 'nvcc.py'}"
 LAUNCHES, GRAPHS, KERNELS, BYTES = range(4)  # what ``count`` counts
 

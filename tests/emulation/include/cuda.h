@@ -30,6 +30,10 @@ extern "C" __attribute__((visibility("default"))) thread *emulated_now;
 
 using std::max;
 using std::min;
+inline float max(float a, float b) { return fmaxf(a, b); } // not NaN, if one of them is a number
+inline float min(float a, float b) { return fminf(a, b); }
+inline double max(double a, double b) { return fmax(a, b); }
+inline double min(double a, double b) { return fmin(a, b); }
 template <class T, class U> inline auto max(T a, U b) -> decltype(a + b) { return a < b ? b : a; }
 template <class T, class U> inline auto min(T a, U b) -> decltype(a + b) { return b < a ? b : a; }
 

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from coilc.ir import CoilError, Dim, TensorType
+from coilc.ir import Dim, InputError, TensorType
 from coilc.runtime.artifact import FORMAT_VERSION, MANIFEST, seal, sha256_of
 
 from .plan import UNBOUNDED, Call, EntryPlan, Plan, Symbol
@@ -30,15 +30,15 @@ def new_artifact(path: Path) -> Iterator[Path]:
     """A folder to fill, beside ``path``, which takes the place of ``path`` when the block ends without an error.
 
     Raises:
-        CoilError: ``path`` exists and is not an artifact, or its parent cannot be written.
+        InputError: ``path`` exists and is not an artifact, or its parent cannot be written.
     """
     if path.exists() and not (path / MANIFEST).is_file():
-        raise CoilError(f"'{path}' exists and is not an artifact, so it is left alone; choose another path")
+        raise InputError(f"'{path}' exists and is not an artifact, so it is left alone; choose another path")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     except OSError as error:
-        raise CoilError(f"cannot write beside '{path}': {error.strerror}") from None
+        raise InputError(f"cannot write beside '{path}': {error.strerror}") from None
     try:
         content = staging / "new"
         content.mkdir()

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import coilc.runtime
-from coilc.ir import CoilError, InputError
+from coilc.ir import InputError
 from coilc.runtime.artifact import DEVICE_CODE, KERNELS, PLAN, TOKENIZER, WEIGHTS, check_files, read_manifest
 from coilc.runtime.errors import ArtifactError
 
@@ -46,13 +46,15 @@ def bundle(
         ``output``.
 
     Raises:
-        InputError: the output has another kind of name.
+        InputError: the output has another kind of name, or cannot be written.
         ArtifactError: the artifact is damaged, or older than bundles.
         CoilError: linking failed.
     """
     folder, path, report = Path(artifact), Path(output), progress or (lambda stage, seconds: None)
     if not path.name.endswith(".tar.gz"):
         raise InputError(f"{path}: a bundle's name ends in .tar.gz")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write '{path}': there is no folder '{path.parent}'")
     manifest = _checked_manifest(folder)
     with TemporaryDirectory(prefix="coilc-") as scratch:
         program = Path(scratch) / PROGRAM
@@ -60,7 +62,10 @@ def bundle(
         link_device_program(folder, manifest, program, embed_weights)
         report("pack", None)
         weights = {} if embed_weights else {WEIGHTS: folder / WEIGHTS}
-        _write_archive(path, folder.stem, {PROGRAM: program, **weights})
+        try:
+            _write_archive(path, folder.stem, {PROGRAM: program, **weights})
+        except OSError as error:
+            raise InputError(f"cannot write '{path}': {error.strerror}") from None
     return path
 
 
@@ -83,7 +88,8 @@ def write_static_library(
 
     Raises:
         ArtifactError: as for ``bundle``.
-        CoilError: compiling failed, or the folder cannot be written.
+        InputError: the folder cannot be written.
+        CoilError: compiling failed.
     """
     folder, place, report = Path(artifact), Path(output), progress or (lambda stage, seconds: None)
     manifest = _checked_manifest(folder)
@@ -101,7 +107,7 @@ def write_static_library(
             for path in (library, staging / HEADER, *([] if embed_weights else [staging / WEIGHTS])):
                 os.replace(path, place / path.name)
     except OSError as error:
-        raise CoilError(f"cannot write '{place}': {error.strerror}") from None
+        raise InputError(f"cannot write '{place}': {error.strerror}") from None
     return place
 
 

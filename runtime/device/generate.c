@@ -187,5 +187,6 @@ void generate(program *p) {
     }
     times[3] = seconds();
     if (!given->ids) putchar('\n');
+    fflush(stdout); /* the text comes before its report */
     report(length, count, times);
 }

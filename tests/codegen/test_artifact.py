@@ -132,13 +132,13 @@ def test_what_is_not_an_artifact_is_left_alone(tmp_path: Path, kind: str, module
         (path / "chapter1.tex").write_text("...")
     else:
         path.write_text("...")
-    with pytest.raises(CoilError, match="thesis' exists and is not an artifact, so it is left alone"):
+    with pytest.raises(InputError, match="thesis' exists and is not an artifact, so it is left alone"):
         compile(module, path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis"]
 
 
 def test_a_parent_that_cannot_be_written(module: Module) -> None:
-    with pytest.raises(CoilError, match=r"cannot write beside '/proc/x/m\.coil'"):
+    with pytest.raises(InputError, match=r"cannot write beside '/proc/x/m\.coil'"):
         compile(module, "/proc/x/m.coil")
 
 

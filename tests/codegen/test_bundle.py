@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coilc.codegen.bundle import README, bundle
+from coilc.codegen.bundle import README, bundle, write_static_library
 from coilc.codegen.compile import compile
 from coilc.ir import InputError, Module, interpret, parse_graph
 from coilc.runtime import ArtifactError
@@ -116,6 +116,15 @@ def test_bundling_twice_gives_the_same_bytes(archive: Path, artifact: Path, tmp_
 def test_the_name_of_a_bundle(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"m\.zip: a bundle's name ends in \.tar\.gz"):
         bundle(artifact, tmp_path / "m.zip")
+
+
+def test_a_place_that_cannot_be_written(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write '.*/there/m\.tar\.gz': there is no folder '.*there'"):
+        bundle(artifact, tmp_path / "there" / "m.tar.gz")
+    with pytest.raises(InputError, match=r"cannot write '/proc/m\.tar\.gz': "):
+        bundle(artifact, "/proc/m.tar.gz")
+    with pytest.raises(InputError, match="cannot write '/proc/m': "):
+        write_static_library(artifact, "/proc/m")
 
 
 @pytest.mark.parametrize("name", ["kernels.o", "plan.c", "weights.safetensors"])

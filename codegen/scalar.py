@@ -200,10 +200,21 @@ def decode(x: Expr, dtype: DType) -> Expr:
 
 def encode(x: Expr, dtype: DType) -> Expr:
     """From the compute type to storage; half precision rounds to nearest even."""
+    if dtype.name == "bf16" and on_device():
+        return T.cuda.func_call("coil_to_bf16", x, source_code=_DEVICE_TO_BF16, return_type="uint16")
     if dtype.name == "bf16":
         return _round_to_bf16(bind(x))
     stored = storage_dtype(dtype)
     return x if dtype_name(x) == stored else T.Cast(stored, x)
+
+
+_DEVICE_TO_BF16 = """
+#include <cuda_bf16.h>
+static __forceinline__ __device__ unsigned short coil_to_bf16(float x) {
+    __nv_bfloat16 y = __float2bfloat16_rn(x);
+    return reinterpret_cast<unsigned short &>(y);
+}
+"""  # one instruction
 
 
 def _round_to_bf16(x: Expr) -> Expr:

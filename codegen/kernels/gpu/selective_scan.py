@@ -8,7 +8,9 @@ Neighbouring threads load and store neighbouring channels. What bounds it is one
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import e, log2
 
 from tvm import tirx
@@ -17,7 +19,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
-from ...scalar import Expr, bind, dtype_name, select
+from ...scalar import Expr, bind, const, dtype_name, select
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
 from .blocks import WARP, blocks, from_lane, shared, wait_for_block
@@ -27,6 +29,7 @@ from .registers import Registers
 X, DT, A, B, C = range(5)
 QUAD = 4  # steps that are one access to shared memory
 MOST_STATES = 8  # of one lane
+TOGETHER = 2  # groups of steps whose code is one, so that exchanges between lanes do not hold up what follows
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def _emit(k: Anchor, form: Form, size: Dim, *, one: bool) -> None:
     extents = [k.extent(k.dims(X)[0]), groups, ceildiv(k.extent(size), width)]
     threads = WARP * _warps(k) if one else form.threads
     with blocks(extents, threads) as ((b, g, part), thread):
-        work = Block(k, form, b, g, T.Bind(part * i64(width)), size, thread)
+        work = Block(k, form, b, g, T.Bind(part * i64(width)), width, size, thread)
         if one:
             _step(work)
         else:
@@ -100,24 +103,30 @@ def _emit(k: Anchor, form: Form, size: Dim, *, one: bool) -> None:
 
 @dataclass(frozen=True)
 class Block:
-    """What one block works on: channels of group ``g``, which has ``size``, from its channel ``start`` on."""
+    """What one block works on: ``width`` channels of group ``g``, which has ``size``, from its channel ``start`` on."""
 
     k: Anchor
     form: Form
     b: Expr
     g: Expr
     start: Expr
+    width: int
     size: Dim
     thread: Expr
 
     def channel(self, i: Expr) -> Expr:
         """The number of the i-th channel of the block, or of the last one of the group if that is before it."""
-        extent = self.k.extent(self.size)
-        return T.Bind(self.g * extent + tirx.min(self.start + i, extent - i64(1)))
+        extent, inside = self.k.extent(self.size), self.start + i
+        return T.Bind(self.g * extent + (inside if self.whole else tirx.min(inside, extent - i64(1))))
+
+    @property
+    def whole(self) -> bool:
+        """Whether all blocks of a group are full."""
+        return isinstance(self.size, int) and self.size % self.width == 0
 
     def has(self, i: Expr) -> Expr:
         """Whether the group has the i-th channel of the block."""
-        return self.start + i < self.k.extent(self.size)
+        return T.bool(True) if self.whole else self.start + i < self.k.extent(self.size)
 
     def step_size(self, dt: Expr, bias: Expr | None, t: Expr) -> Expr:
         """dt with its bias, softplus and mask."""
@@ -153,34 +162,43 @@ class Tiles:
         """Write the loop over the tiles and what comes before and after it."""
         self._allocate()
         self._start()
-        self._load_sequences(i64(0))
+        self._if_whole(i64(0), self._load_sequences)
         with serial(ceildiv(self.length, self.form.tile)) as tile:
             first = T.Bind(tile * i64(self.form.tile))
-            self._stage(first)
+            self._if_whole(first, self._stage)
             wait_for_block()
             if "z" in self.loaded:
-                self._load(("z",), first)
-            self._load_sequences(first + i64(self.form.tile))
-            self._pass(T.Bind(self.length - first))
+                self._if_whole(first, partial(self._load, ("z",)))
+            following = T.Bind(first + i64(self.form.tile))
+            with when(following < self.length):
+                self._if_whole(following, self._load_sequences)
+            self._if_whole(first, self._pass)
             wait_for_block()
             if self.wanted:
-                self._store(first)
+                self._if_whole(first, self._store)
         with when(self.work.has(self.row)), unrolled(self.own) as s:
             self.k.store(1, [self.work.b, self._state(s), self.channel], self.h[s])
+
+    def _if_whole(self, first: Expr, body: Callable[[Expr, Expr | None], None]) -> None:
+        """Run ``body(first, end)`` for the tile from ``first`` on; there is no ``end`` to mind if all its steps exist."""
+        with T.If(first + i64(self.form.tile) <= self.length):
+            with T.Then():
+                body(first, None)
+            with T.Else():
+                body(first, self.length)
 
     def _allocate(self) -> None:
         form, k = self.form, self.k
         rows = lambda count: shared((count, form.row), "float32")
-        self.dt, self.x, self.b = rows(form.channels), rows(form.channels), rows(self.states)
+        self.dt, self.inflow, self.b = rows(form.channels), rows(form.channels), rows(self.states)
         self.h, self.rates = local((self.own,), "float32"), local((self.own,), "float32")
-        self.sums = local((form.group,), "float32")
         self.columns = form.channels * form.tile // QUAD // form.threads
         self.rows = -(-self.states * form.tile // QUAD // form.threads)
         wanted: tuple[str | int, ...] = ("z",) * (self.wanted and k.has("z")) + (C,) * self.wanted
         operands: tuple[str | int, ...] = (X, DT, B, *wanted)
         self.loaded = {o: Registers(k, o, QUAD * (self.rows if o in (B, C) else self.columns)) for o in operands}
         if self.wanted:
-            self.c = rows(self.states)
+            self.y, self.c = rows(form.channels), rows(self.states)
 
     def _state(self, s: Expr) -> Expr:
         return s * i64(self.form.lanes) + self.lane
@@ -191,7 +209,7 @@ class Tiles:
         self.channel = work.channel(self.row)
         self.column = T.Bind(tirx.truncmod(work.thread, i64(self.form.channels)))
         self.loads = work.channel(self.column)
-        self.bias, self.skip = work.vector("dt_bias", self.loads), work.vector("D", self.channel)
+        self.bias, self.skip = work.vector("dt_bias", self.loads), work.vector("D", self.loads)
         with unrolled(self.own) as s:
             h0 = k.read("h0", work.b, self._state(s), self.channel) if k.has("h0") else tirx.const(0.0, "float32")
             T.buffer_store(self.h, h0, [s])
@@ -200,17 +218,17 @@ class Tiles:
 
     # --- between memory and shared memory -----------------------------------------------------------------------------
 
-    def _load_sequences(self, first: Expr) -> None:
+    def _load_sequences(self, first: Expr, end: Expr | None) -> None:
         """Start loading the tile of steps from ``first`` on; steps after the last one are that one again."""
-        self._load((X, DT), first)
-        self._load((B, C) if self.wanted else (B,), first)
+        self._load((X, DT), first, end)
+        self._load((B, C) if self.wanted else (B,), first, end)
 
-    def _load(self, operands: tuple[str | int, ...], first: Expr) -> None:
+    def _load(self, operands: tuple[str | int, ...], first: Expr, end: Expr | None) -> None:
         work, per_state = self.work, B in operands
         for item in range(self.rows if per_state else self.columns):
             index, quad = self._item(item, self.states if per_state else self.form.channels)
             for v in range(QUAD):
-                t = T.Bind(tirx.min(first + quad * i64(QUAD) + i64(v), self.length - i64(1)))
+                t = T.Bind(_within(first + quad * i64(QUAD) + i64(v), end))
                 place = (work.b, t, work.g, index) if per_state else (work.b, t, self.loads)
                 for operand in operands:
                     self.loaded[operand].load(item * QUAD + v, *place)
@@ -223,61 +241,67 @@ class Tiles:
             quad = tirx.min(quad, i64(self.form.tile // QUAD - 1))
         return T.Bind(tirx.truncmod(place, i64(rows))), T.Bind(quad)
 
-    def _stage(self, first: Expr) -> None:
-        """Into shared memory, with zeros after the last step."""
-        zero = tirx.const(0.0, "float32")
-        values = local((QUAD,), "float32")
+    def _stage(self, first: Expr, end: Expr | None) -> None:
+        """Into shared memory, with zeros after the last step; y begins as D x."""
+        dt, inflow, y = (local((QUAD,), "float32") for _ in range(3))
         for item in range(self.columns):
             column, quad = self._item(item, self.form.channels)
-            for operand, buffer in ((DT, self.dt), (X, self.x)):
-                for v in range(QUAD):
-                    t = T.Bind(first + quad * i64(QUAD) + i64(v))
-                    element = self.loaded[operand][item * QUAD + v]
-                    if operand == DT:
-                        element = self.work.step_size(element, self.bias, tirx.min(t, self.length - i64(1)))
-                    T.buffer_store(values, select(t < self.length, element, zero), [i64(v)])
-                _put(buffer, column, quad, values)
+            for v in range(QUAD):
+                t = T.Bind(first + quad * i64(QUAD) + i64(v))
+                x = _named(self.loaded[X][item * QUAD + v])
+                size = self.work.step_size(self.loaded[DT][item * QUAD + v], self.bias, _within(t, end))
+                T.buffer_store(dt, _or_zero(size, t, end), [i64(v)])
+                T.buffer_store(inflow, dt[i64(v)] * x, [i64(v)])
+                if self.skip is not None:
+                    T.buffer_store(y, self.skip * x, [i64(v)])
+            _put(self.dt, column, quad, dt)
+            _put(self.inflow, column, quad, inflow)
+            if self.skip is not None and self.wanted:
+                _put(self.y, column, quad, y)
         for item in range(self.rows):
             row, quad = self._item(item, self.states)
             for operand, buffer in ((B, self.b), *(((C, self.c),) if self.wanted else ())):
                 for v in range(QUAD):
-                    t = first + quad * i64(QUAD) + i64(v)
-                    element = self.loaded[operand][item * QUAD + v]
-                    T.buffer_store(values, select(t < self.length, element, zero), [i64(v)])
-                _put(buffer, row, quad, values)
+                    t = T.Bind(first + quad * i64(QUAD) + i64(v))
+                    T.buffer_store(y, _or_zero(self.loaded[operand][item * QUAD + v], t, end), [i64(v)])
+                _put(buffer, row, quad, y)
 
-    def _store(self, first: Expr) -> None:
+    def _store(self, first: Expr, end: Expr | None) -> None:
         """Give y its gate and write it."""
         k, values = self.k, local((QUAD,), "float32")
         for item in range(self.columns):
             column, quad = self._item(item, self.form.channels)
-            _get(values, self.x, column, quad * i64(QUAD))
+            _get(values, self.y, column, quad * i64(QUAD))
             for v in range(QUAD):
                 t, y = T.Bind(first + quad * i64(QUAD) + i64(v)), values[i64(v)]
                 y = bind(y * silu(self.loaded["z"][item * QUAD + v])) if "z" in self.loaded else y
-                with when(tirx.all(t < self.length, self.work.has(self.column))):
+                exists = T.bool(True) if end is None else t < end
+                with when(tirx.all(exists, self.work.has(self.column))):
                     k.store(0, [self.work.b, t, self.loads], y)
 
     # --- the recurrence -----------------------------------------------------------------------------------------------
 
-    def _pass(self, left: Expr) -> None:
+    def _pass(self, first: Expr, end: Expr | None) -> None:
         """Take the states through a tile, or through what is left of the sequence."""
         size = self.form.group
-        with T.If(left >= i64(self.form.tile)):
-            with T.Then(), serial(self.form.tile // size) as group:
-                self._advance(group * i64(size))
-            with T.Else(), serial(ceildiv(left, size)) as group:
-                self._advance(group * i64(size), left)
+        if end is None:  # the sums of one group are made while the steps of the next one go on
+            together = min(TOGETHER, self.form.tile // size)
+            with serial(self.form.tile // size // together) as part:
+                for i in range(together):
+                    self._advance(T.Bind((part * i64(together) + i64(i)) * i64(size)))
+        else:
+            left = T.Bind(end - first)
+            with serial(ceildiv(left, size)) as group:
+                self._advance(T.Bind(group * i64(size)), left)
 
     def _advance(self, first: Expr, end: Expr | None = None) -> None:
         """The steps of one group: h = 2**(dt * rates) * h + dt * x * B, and the sums C . h; no step from ``end`` on."""
         dt, inflow, b, c = (local((QUAD,), "float32") for _ in range(4))
+        sums = local((self.form.group,), "float32")
         for part in range(0, self.form.group, QUAD):
             quad = first + i64(part)
             _get(dt, self.dt, self.row, quad)
-            _get(inflow, self.x, self.row, quad)
-            for v in map(i64, range(QUAD)):
-                T.buffer_store(inflow, inflow[v] * dt[v], [v])
+            _get(inflow, self.inflow, self.row, quad)
             for s in map(i64, range(self.own)):
                 _get(b, self.b, self._state(s), quad)
                 if self.wanted:
@@ -287,28 +311,36 @@ class Tiles:
                     T.buffer_store(self.h, after if end is None else select(quad + v < end, after, self.h[s]), [s])
                     if self.wanted:
                         at = i64(part) + v
-                        before = self.sums[at] if int(s) else tirx.const(0.0, "float32")
-                        T.buffer_store(self.sums, before + self.h[s] * c[v], [at])
+                        product = self.h[s] * c[v]
+                        T.buffer_store(sums, sums[at] + product if int(s) else product, [at])
         if self.wanted:
-            self._sum_over_lanes(first)
+            self._sum_over_lanes(first, sums)
 
-    def _sum_over_lanes(self, first: Expr) -> None:
-        """Each exchange halves the steps that a lane is left with; y takes the place of x."""
+    def _sum_over_lanes(self, first: Expr, sums: tirx.Buffer) -> None:
+        """Each exchange halves the steps that a lane is left with."""
         half, offset = self.form.group // 2, self.form.lanes // 2
         while offset:
             upper = _named(tirx.bitwise_and(self.lane, i64(offset)) > i64(0))
             for j in map(i64, range(half)):
-                kept = select(upper, self.sums[j + i64(half)], self.sums[j])
-                given = select(upper, self.sums[j], self.sums[j + i64(half)])
+                kept = select(upper, sums[j + i64(half)], sums[j])
+                given = select(upper, sums[j], sums[j + i64(half)])
                 got = _named(from_lane(given, offset))
-                T.buffer_store(self.sums, kept + got, [j])
+                T.buffer_store(sums, kept + got, [j])
             half, offset = half // 2, offset // 2
         steps = self.form.group // self.form.lanes
         for j in range(steps):
             t = first + self.lane * i64(steps) + i64(j)
-            y = self.sums[i64(j)]
-            y = y if self.skip is None else bind(y + self.skip * self.x[self.row, t])
-            T.buffer_store(self.x, y, [self.row, t])
+            y = sums[i64(j)]
+            T.buffer_store(self.y, y if self.skip is None else self.y[self.row, t] + y, [self.row, t])
+
+
+def _within(t: Expr, end: Expr | None) -> Expr:
+    """A step that exists."""
+    return t if end is None else tirx.min(t, end - i64(1))
+
+
+def _or_zero(x: Expr, t: Expr, end: Expr | None) -> Expr:
+    return x if end is None else select(t < end, x, const(0.0, x))
 
 
 def _get(values: tirx.Buffer, buffer: tirx.Buffer, row: Expr, at: Expr) -> None:

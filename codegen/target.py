@@ -131,7 +131,7 @@ class Target:
     @property
     def machine(self) -> Machine:
         """The target as the cost model of recurrences sees it."""
-        return Machine(cores=self.cores, lanes=self.lanes(32))
+        return Machine(cores=self.cores, lanes=self.lanes(32), inner_first=self.device is not None)
 
     def lanes(self, bits: int) -> int:
         """How many elements of this width one vector holds."""

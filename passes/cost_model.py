@@ -26,6 +26,7 @@ class Machine:
         memory_bytes: the same for all cores together.
         products: the rate of the small matrix products of chunks, of vector multiply-adds: above 1 with matrix units.
         launch: cycles to hand a kernel's tasks to the cores, about a microsecond.
+        inner_first: whether matrix products read a weight along the inner dimension (``lay_out_weights``).
     """
 
     cores: int = 1
@@ -36,6 +37,7 @@ class Machine:
     memory_bytes: float = 12.0
     products: float = 0.6
     launch: float = 4000.0
+    inner_first: bool = False
 
 
 @dataclass(frozen=True)

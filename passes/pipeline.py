@@ -18,6 +18,7 @@ from .decompose import decompose
 from .extract_state import extract_state
 from .fold_constants import fold_constants
 from .fuse_groups import fuse_groups
+from .lay_out_weights import lay_out_weights
 from .lower_complex import lower_complex
 from .narrow_precision import narrow_precision
 from .pack_weights import pack_weights
@@ -106,7 +107,13 @@ def pipeline(
         Stage(
             "decompose",
             promises.core_or_claimed(claims),
-            (partial(decompose, keep=claims), canonicalise_reductions, sink_transposes, fold_constants),
+            (
+                partial(decompose, keep=claims),
+                canonicalise_reductions,
+                sink_transposes,
+                fold_constants,
+                partial(lay_out_weights, machine=machine),
+            ),
         ),
         # 6. Kernels. Out: every computation in a group that becomes one kernel.
         Stage("fuse", promises.scheduled, (give_memory_to_steps, partial(fuse_groups, machine=machine))),

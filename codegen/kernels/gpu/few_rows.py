@@ -128,22 +128,37 @@ class _Columns(_FewRows):
 
 
 class _DotProducts(_FewRows):
-    """Neighbours along the inner dimension are neighbours in memory: a warp has some columns, its lanes the inner one."""
+    """Neighbours along the inner dimension are neighbours in memory, where the lanes of a warp are.
+
+    A warp has a column, or some warps share one and divide its inner dimension if there would be few blocks otherwise.
+    """
 
     threads, own = 256, 1
 
+    def shared_by(self) -> int:
+        """How many warps share a column: so many that every multiprocessor has two blocks, and all have work."""
+        warps, columns, inner = self.threads // WARP, self.k.dims(Y)[-1], self.k.dims(Y)[-2]
+        if not isinstance(columns, int) or not isinstance(inner, int):
+            return 1
+        multiprocessors = self.k.target.cores // 4
+        wanted = min(2 * multiprocessors * warps // columns, inner // (WARP * self.right.width), warps)
+        return 1 << max(wanted, 1).bit_length() - 1
+
     def emit(self) -> None:
-        left, width = Vectors(self.k, X, -1), self.threads // WARP * self.own
+        left, sharers = Vectors(self.k, X, -1), self.shared_by()
+        width = self.threads // WARP // sharers * self.own
         with blocks([*self.batch, ceildiv(self.columns, width)], self.threads) as ((*at, block), thread):
             lane, warp = tirx.truncmod(thread, i64(WARP)), tirx.truncdiv(thread, i64(WARP))
+            group, part = tirx.truncdiv(warp, i64(sharers)), tirx.truncmod(warp, i64(sharers))
             mine = [
-                tirx.min(block * i64(width) + warp * i64(self.own) + i64(j), self.columns - i64(1))
+                tirx.min(block * i64(width) + group * i64(self.own) + i64(j), self.columns - i64(1))
                 for j in range(self.own)
             ]
-            sums, stride = self.zeros(self.own), WARP * self.right.width
-            with serial(ceildiv(tirx.max(self.inner - lane * i64(self.right.width), i64(0)), stride)) as step:
-                self._add(sums, left, at, step * i64(stride) + lane * i64(self.right.width), mine)
-            self._share(sums, at, block * i64(width), thread)
+            sums, stride = self.zeros(self.own), sharers * WARP * self.right.width
+            start = (part * i64(WARP) + lane) * i64(self.right.width)
+            with serial(ceildiv(tirx.max(self.inner - start, i64(0)), stride)) as step:
+                self._add(sums, left, at, step * i64(stride) + start, mine)
+            self._share(sums, at, block * i64(width), thread, group, part, sharers)
 
     def _add(self, sums: tirx.Buffer, left: Vectors, at: Sequence[Expr], n: Expr, columns: Sequence[Expr]) -> None:
         """Products of a vector of inner indices."""
@@ -156,14 +171,16 @@ class _DotProducts(_FewRows):
                         product = left.element(x, v) * self.right.element(values, u + v)
                         T.buffer_store(sums, sums[i, j] + product, [i, j])
 
-    def _share(self, sums: tirx.Buffer, at: Sequence[Expr], first: Expr, thread: Expr) -> None:
-        parts = shared((1, self.most, self.threads // WARP * self.own), self.dtype)
-        lane, warp = tirx.truncmod(thread, i64(WARP)), tirx.truncdiv(thread, i64(WARP))
-        offset = 1
+    def _share(
+        self, sums: tirx.Buffer, at: Sequence[Expr], first: Expr, thread: Expr, group: Expr, part: Expr, sharers: int
+    ) -> None:
+        """Add up over the lanes of every warp, then over the warps that share a column."""
+        parts = shared((sharers, self.most, self.threads // WARP // sharers * self.own), self.dtype)
+        lane, offset = tirx.truncmod(thread, i64(WARP)), 1
         while offset < WARP:
             with unrolled(self.most) as i, unrolled(self.own) as j:
                 T.buffer_store(sums, sums[i, j] + from_lane(sums[i, j], offset), [i, j])
             offset *= 2
         with when(tirx.EQ(lane, i64(0))), unrolled(self.most) as i, unrolled(self.own) as j:
-            T.buffer_store(parts, sums[i, j], [i64(0), i, warp * i64(self.own) + j])
+            T.buffer_store(parts, sums[i, j], [part, i, group * i64(self.own) + j])
         self.finish(parts, at, first, thread)

@@ -9,6 +9,7 @@ import numpy as np
 from coilc.ir import Module, Node, Value, at, ops
 
 from .cost_model import Machine
+from .fold_constants import drop_unused_weights
 from .rewrite import on, rewrite_module
 
 
@@ -49,7 +50,7 @@ def lay_out_weights(module: Module, machine: Machine) -> Module:
             stored = ops.weight(name=name, type=replace(w.type, dims=turned.shape))
             return ops.matmul(x, ops.transpose(stored, perm=perm))
 
-    return replace(rewrite_module(module, transpose_weight), weights=weights)
+    return drop_unused_weights(replace(rewrite_module(module, transpose_weight), weights=weights))
 
 
 def place_of(array: np.ndarray) -> tuple[object, ...]:

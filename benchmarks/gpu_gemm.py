@@ -4,8 +4,8 @@
     python benchmarks/gpu_gemm.py run FOLDER
 
 The second command needs NumPy, torch and this repository, but no compiler. Every product is first compared with one in
-float64. Then both sides take turns; times are medians, by events on the GPU, of calls that follow one another, with so many
-right operands in turn that none is in the cache. Our calls include what the runtime does on the host, where it takes longer.
+float64. Then both sides take turns; times are medians, by events on the GPU, of one recorded graph of products with different
+right operands, so many that none is in the cache and the host does not count.
 """
 
 from __future__ import annotations
@@ -13,18 +13,16 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
 
-CACHE_BYTES = 50 << 20  # of an H200
-ROUNDS, CALLS = 9, 10
-# By entry: columns, inner extent, whether the right operand is [N, K], and the rows to try.
+ROUNDS, CALLS = 9, 4
+# By entry: how many products, columns, inner extent, whether the right operands are [N, K], and the rows to try.
 PRODUCTS = {
-    "gemv": (8192, 8192, False, (1,)),
-    "gemv_turned": (8192, 8192, True, (1,)),
-    "wide": (8192, 4096, False, (16, 64, 256, 4096)),
-    "wide_turned": (8192, 4096, True, (16, 64, 256, 4096)),
-    "square": (8192, 8192, True, (8192,)),
+    "gemv": (8, 8192, 8192, False, (1,)),
+    "gemv_turned": (8, 8192, 8192, True, (1,)),
+    "wide": (8, 8192, 4096, False, (16, 64, 256, 4096)),
+    "wide_turned": (8, 8192, 4096, True, (16, 64, 256, 4096)),
+    "square": (2, 8192, 8192, True, (8192,)),
 }
 
 
@@ -34,13 +32,16 @@ def build(path: Path, target: str) -> None:
     from coilc.ir import Module, parse_graph
 
     entries = {}
-    for name, (columns, inner, turned, _) in PRODUCTS.items():
+    for name, (count, columns, inner, turned, _) in PRODUCTS.items():
         shape = f"[{columns}, {inner}]" if turned else f"[{inner}, {columns}]"
-        turn = f"    t: bf16[{inner}, {columns}] = transpose(w, perm=(1, 0))\n" if turned else ""
-        entries[name] = parse_graph(
-            f"def {name}(x: bf16[M, {inner}], w: bf16{shape}, *, M: dim[1:]):\n{turn}"
-            f"    y: bf16[M, {columns}] = matmul(x, {'t' if turned else 'w'})\n    return {{'y': y}}\n"
-        )
+        rights = ", ".join(f"w{i}: bf16{shape}" for i in range(count))
+        lines = [f"def {name}(x: bf16[M, {inner}], {rights}, *, M: dim[1:]):"]
+        for i in range(count):
+            if turned:
+                lines.append(f"    t{i}: bf16[{inner}, {columns}] = transpose(w{i}, perm=(1, 0))")
+            lines.append(f"    y{i}: bf16[M, {columns}] = matmul(x, {'t' if turned else 'w'}{i})")
+        results = ", ".join(f"'y{i}': y{i}" for i in range(count))
+        entries[name] = parse_graph("\n".join([*lines, f"    return {{{results}}}\n"]))
     coilc.compile(Module(entries), path, target)
 
 
@@ -70,31 +71,37 @@ def run(path: Path) -> None:
     model = coilc.load(path)
     torch.manual_seed(0)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bf16; errors are relative, in the 2-norm")
-    for name, (columns, inner, turned, many) in PRODUCTS.items():
+    for name, (count, columns, inner, turned, many) in PRODUCTS.items():
         shape = (columns, inner) if turned else (inner, columns)
-        copies = 2 + 2 * CACHE_BYTES // (columns * inner * 2)
-        rights = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
+        rights = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
+        given = {f"w{i}": w for i, w in enumerate(rights)}
         for rows in many:
             x = torch.randn(rows, inner, device="cuda", dtype=torch.bfloat16)
-            w = rights[0].T if turned else rights[0]
-            expected = x[:256].double() @ w.double()
-            found = model.run(name, {"x": x, "w": rights[0]})["y"][:256].double()
+            matrices = [w.T if turned else w for w in rights]
+            expected = x[:256].double() @ matrices[-1].double()
+            found = model.run(name, {"x": x, **given})[f"y{count - 1}"][:256].double()
             error = float((found - expected).norm() / expected.norm())
             assert error < 4e-3, f"{name} with {rows} rows is off by {error:.1e}"
-            ours, theirs = cycle(rights), cycle(w.T if turned else w for w in rights)
-            times = medians(
-                {
-                    "coilc": lambda n=name, x=x, ws=ours: model.run(n, {"x": x, "w": next(ws)}),
-                    "torch": lambda x=x, ws=theirs: torch.mm(x, next(ws)),
-                }
-            )
-            rate = {side: f"{2 * rows * columns * inner / t / 1e12:6.1f} TF/s" for side, t in times.items()}
-            bandwidth = columns * inner * 2 / times["coilc"] / 1e12
+            rival = recorded(lambda x=x, ws=matrices: [torch.mm(x, w) for w in ws])
+            times = medians({"coilc": lambda n=name, x=x, ws=given: model.run(n, {"x": x, **ws}), "torch": rival})
+            ours, theirs = (times[side] / count for side in ("coilc", "torch"))
+            flops = 2 * rows * columns * inner / 1e12
             print(
-                f"{name:12} {rows:5} x {inner} x {columns}  coilc {times['coilc'] * 1e6:7.1f} us {rate['coilc']} "
-                f"{bandwidth:5.2f} TB/s of weights  torch {times['torch'] * 1e6:7.1f} us {rate['torch']}  "
-                f"ratio {times['torch'] / times['coilc']:5.2f}  error {error:.1e}"
+                f"{name:12} {rows:5} x {inner} x {columns}  coilc {ours * 1e6:7.1f} us {flops / ours:6.1f} TF/s "
+                f"{columns * inner * 2 / ours / 1e12:5.2f} TB/s of weights  torch {theirs * 1e6:7.1f} us "
+                f"{flops / theirs:6.1f} TF/s  ratio {theirs / ours:5.2f}  error {error:.1e}"
             )
+
+
+def recorded(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a graph, which the GPU runs without the host."""
+    import torch
+
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
 
 
 if __name__ == "__main__":

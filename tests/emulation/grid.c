@@ -113,29 +113,44 @@ static void exchange(int warp, uint32_t mask) {
     }
 }
 
-static bool release_meetings(void) {
+/* The meetings of a warp for which everyone has come. */
+static bool release_meetings(int warp) {
     bool released = false;
-    for (int i = 0; i < block.count; i++) {
-        int warp = i / LANES * LANES;
-        if (block.fibers[i].status != AT_MEETING || !complete(warp, block.fibers[i].mask)) continue;
-        exchange(warp, block.fibers[i].mask);
-        released = true;
+    uint32_t waiting = 0; /* the mask that was last found incomplete; lanes mostly share one */
+    for (int i = warp; i < warp + lanes_of(warp); i++) {
+        uint32_t mask = block.fibers[i].mask;
+        if (block.fibers[i].status != AT_MEETING || mask == waiting) continue;
+        if (complete(warp, mask))
+            exchange(warp, mask), released = true;
+        else
+            waiting = mask;
     }
     return released;
 }
 
-static int run_block(bool backwards) {
-    for (bool more = true; more;) {
-        more = false;
-        for (int i = 0; i < block.count; i++) {
-            int index = backwards ? block.count - 1 - i : i;
+/* Until every lane has ended or waits for other warps. */
+static void run_warp(int warp, bool backwards) {
+    int lanes = lanes_of(warp);
+    do
+        for (int i = 0; i < lanes; i++) {
+            int index = warp + (backwards ? lanes - 1 - i : i);
             if (block.fibers[index].status <= READY) resume(index);
-            more |= block.fibers[index].status != ENDED;
         }
-        bool released = more && (release_meetings() || release_barrier());
-        if (more && !released) return -1;
-    }
-    return 0;
+    while (release_meetings(warp));
+}
+
+static bool all_ended(void) {
+    for (int i = 0; i < block.count; i++)
+        if (block.fibers[i].status != ENDED) return false;
+    return true;
+}
+
+static int run_block(bool backwards) {
+    int warps = (block.count + LANES - 1) / LANES;
+    do
+        for (int i = 0; i < warps; i++) run_warp(LANES * (backwards ? warps - 1 - i : i), backwards);
+    while (!all_ended() && release_barrier());
+    return all_ended() ? 0 : -1;
 }
 
 static triple place(unsigned index, triple extents) {

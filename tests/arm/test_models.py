@@ -9,8 +9,10 @@ import pytest
 from models import zoo
 
 from coilc.codegen.compile import compile
+from coilc.codegen.target import parse_target
 from coilc.frontend.torch_export import export
 from coilc.ir import Module, interpret
+from coilc.passes import run_pipeline
 
 from .emulate import Device
 
@@ -37,6 +39,19 @@ def test_a_model_agrees_with_the_interpreter(name: str, tmp_path: Path) -> None:
     assert device.program.stat().st_size < 200_000
     for size in case.sizes:
         check(device, module, {key: tensor.numpy() for key, tensor in case.make_inputs(**size).items()}, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_the_same_there(precision: str, tmp_path: Path) -> None:
+    """The interpreter runs the graph that was compiled, casts included; a rounding may fall the other way."""
+    case = zoo.mamba()
+    module = export_case(case)
+    device = Device(compile(module, tmp_path / "m.coil", target="aarch64", precision=precision))
+    inputs = {key: tensor.numpy() for key, tensor in case.make_inputs(B=2, L=9).items()}
+    narrow = run_pipeline(module, parse_target("aarch64").claims, precision=precision)
+    found, expected = (run["logits"] for run in (device.run(inputs, tmp_path), interpret(narrow, inputs)))
+    step = {"bf16": 2.0**-8, "fp16": 2.0**-11}[precision]
+    assert np.linalg.norm(found - expected) <= step / 2 * np.linalg.norm(expected)
 
 
 def test_every_extension_runs_where_it_is_there(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def compile(
     algorithm: str | None = None,
     context: int | None = None,
     precision: str = "fp32",
+    quantize: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> Path:
@@ -55,6 +56,7 @@ def compile(
             its caches. By default what the length may be, 4096 at most.
         precision: ``fp32``, or ``bf16`` or ``fp16``: weights and what kernels pass on are stored so. Inputs, outputs, states,
             decays and all arithmetic stay as the program has them.
+        quantize: ``int8`` or ``int4``: weights of products are stored so, and activations are rounded to eight bits for them.
         tokenizer: a ``tokenizer.json`` that goes into the artifact, for ``coilc generate``.
         progress: called with each stage's name and ``None`` when it starts, with its seconds when it has ended.
 
@@ -84,13 +86,14 @@ def compile(
             machine=chosen.machine,
             algorithm=algorithm,
             precision=precision,
+            quantize=quantize,
             observe=watch,
         )
     with report("plan"):
         plan = make_plan(scheduled, module)
     options = {
         "target": target, "entries": list(scheduled.entries), "algorithm": algorithm, "context": context,
-        "precision": precision,
+        "precision": precision, "quantize": quantize,
     }  # fmt: skip
     about = {"options": options, "recurrences": recurrences}
     return write_artifact(plan, chosen, place, text=print_module(scheduled), about=about, files=files, report=report)

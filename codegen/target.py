@@ -24,6 +24,7 @@ _X86_V4 = (*_X86_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 _CPU_CLAIMS = frozenset(
     {
         "packed_matmul",
+        "quantized_matmul",
         "linear_scan",
         "selective_scan",
         "causal_conv1d",
@@ -139,7 +140,7 @@ class Target:
 
 
 # On a GPU, products of matrices go through its own templates, and attention is products and a softmax.
-_GPU_CLAIMS = _CPU_CLAIMS - {"packed_matmul", "attention"}
+_GPU_CLAIMS = _CPU_CLAIMS - {"packed_matmul", "quantized_matmul", "attention"}
 
 
 def _cuda(arch: str, shared_kilobytes: int, multiprocessors: int, warpgroups: bool = False) -> Target:
@@ -156,6 +157,15 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         Target("x86-64-v3", _X86, "x86-64-v3", 256, 16, frozenset(_X86_V3)),
         Target("x86-64-v4", _X86, "x86-64-v4", 512, 32, frozenset(_X86_V4)),
+        Target(
+            "x86-64-v4+vnni",
+            _X86,
+            "x86-64-v4",
+            512,
+            32,
+            frozenset((*_X86_V4, "avx512_vnni")),
+            attributes=("+avx512vnni",),
+        ),
         _NEON,
         _cuda("sm_80", 163, 108),
         _cuda("sm_90a", 227, 132, warpgroups=True),

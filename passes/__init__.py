@@ -16,9 +16,10 @@ from .fuse_groups import fuse_groups
 from .hoist_invariants import hoist_invariants
 from .lower_complex import lower_complex
 from .narrow_precision import narrow_precision
-from .pack_weights import pack_weights
+from .pack_weights import pack_weights, share_tied_weights
 from .pipeline import pipeline, run_pipeline
 from .plan_memory import MemoryPlan, plan_memory
+from .quantize_weights import quantize_weights
 from .reassociate_products import reassociate_products
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
@@ -49,6 +50,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "lower_complex": lower_complex,
     "narrow_precision": partial(narrow_precision, precision="bf16"),
     "pack_weights": partial(pack_weights, panel=32, claims={"packed_matmul"}),
+    "quantize_weights": partial(quantize_weights, quantize="int8", claims={"quantized_matmul"}),
     "reassociate_products": reassociate_products,
     "recognise_activations": recognise_activations,
     "recognise_attention": recognise_attention,
@@ -57,6 +59,7 @@ PASSES: Mapping[str, Callable[[Module], Module]] = {
     "recognise_masks": recognise_masks,
     "recognise_norms": recognise_norms,
     "reroll_scans": on_every_graph(reroll_scans),
+    "share_tied_weights": share_tied_weights,
     "simplify": simplify,
     "sink_transposes": sink_transposes,
     "tabulate_routes": tabulate_routes,

@@ -23,6 +23,7 @@ MAGNIFYING = frozenset({"exp", "expm1", "log", "log1p", "pow", "sin", "cos", "ta
 FULL: Mapping[str, Collection[int | str]] = {
     "matmul": (),
     "packed_matmul": (),
+    "quantized_matmul": (),
     "conv": (),
     "depthwise_conv": (),
     "pool": (),

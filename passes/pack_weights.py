@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from coilc.ir import DTYPES, Dim, Module, Node, Value, ops
 from coilc.ir.dims import size
 
+from .quantize_weights import take_quantized_rows, taken
 from .rewrite import on, rewrite_module
 from .trace import Declined, no
 from .weights_in_bodies import hide_weights_from_bodies, is_constant, show_weights_in_bodies
@@ -50,23 +51,36 @@ def pack_weights(module: Module, panel: int, claims: Collection[str]) -> Module:
 
     rules = (einsum_of_rows, weight_on_the_right, matmul_of_rows, linear_by_panels, matmul_by_panels, rows_of_product)
     packed_everywhere = rewrite_module(show_weights_in_bodies(module), *rules)
-    return share_tied_weights(hide_weights_from_bodies(packed_everywhere))
+    return hide_weights_from_bodies(packed_everywhere)
 
 
 def share_tied_weights(module: Module) -> Module:
     """Look rows up in the panels where a table is also packed for a product (tied embeddings), so that it is stored once.
 
-    Row i, column k of the table is element (i // panel, k, i % panel) of the panels; as addresses these are shifts.
+    Before::
+
+        v0: f32[40, 6] = weight(name="w", type=f32[40, 6])
+        v1: f32[B, 6] = take(v0, ids, axis=0)
+        v2: f32[6, 40] = transpose(v0, perm=(1, 0))
+        v3: f32[2, 6, 32] = pack_panels(v2, panel=32)
+
+    After, where ``places`` are those of row i, column k: (i // 32, k, i % 32); as addresses these are shifts::
+
+        v4: f32[384] = reshape(v3, dims=(384,))
+        v1: f32[B, 6] = take(v4, places, axis=0)
+
+    Needs: weights packed, perhaps quantised. Guarantees: nothing else changes.
     """
-    nodes = [node for graph in module.entries.values() for node in graph.nodes if node.op is ops.pack_panels]
-    panels = {inner: node.results[0] for node in nodes if (inner := transposed_weight(node.inputs[0])) is not None}
+    nodes = [node for graph in module.entries.values() for node in graph.nodes]
+    packing = [node for node in nodes if node.op in (ops.pack_panels, ops.quantize_panels)]
+    panels = {inner: node for node in packing if (inner := transposed_weight(node.inputs[0])) is not None}
 
     @on("take")
     def rows_from_panels(node: Node) -> Value | None:
         table, rows = node.inputs
         if node.attrs["axis"] != 0 or table not in panels:
             return None
-        return take_rows(panels[table], rows, table.dims[0])
+        return take_rows(panels[table].results, rows, table.dims[0])
 
     return rewrite_module(module, rows_from_panels)
 
@@ -77,17 +91,20 @@ def transposed_weight(value: Value) -> Value | None:
     return inner if inner is not None and inner.op is ops.weight else None
 
 
-def take_rows(panels: Value, rows: Value, count: Dim) -> Value | None:
+def take_rows(packed: Sequence[Value], rows: Value, count: Dim) -> Value | None:
     """``table[rows]`` read from the table's panels."""
-    _, inner, panel = panels.dims
-    if not isinstance(inner, int) or not isinstance(panel, int) or panel & (panel - 1):
+    panel = packed[0].dims[2]
+    if not isinstance(panel, int) or panel & (panel - 1):
         return None
-    rows = ops.cast(rows, dtype=DTYPES["i64"])
+    rows = ops.cast(ops.reshape(rows, dims=(*rows.dims, 1)), dtype=DTYPES["i64"])
     rows = ops.where(ops.lt(rows, 0), ops.add(rows, ops.dim_value(count, rows.type.dtype)), rows)
-    first = ops.mul(ops.shift_right(rows, panel.bit_length() - 1), inner * panel)
-    first = ops.reshape(ops.add(first, ops.bitwise_and(rows, panel - 1)), dims=(*rows.dims, 1))
+    place, column = ops.shift_right(rows, panel.bit_length() - 1), ops.bitwise_and(rows, panel - 1)
+    if len(packed) == 2:
+        return take_quantized_rows(packed[0], packed[1], place, column)
+    inner = packed[0].dims[1]
+    assert isinstance(inner, int)
     steps = ops.mul(ops.iota(dims=(inner,), axis=0, dtype=DTYPES["i64"]), panel)
-    return ops.take(ops.reshape(panels, dims=(panels.type.size,)), ops.add(first, steps), axis=0)
+    return taken(packed[0], ops.add(ops.mul(place, inner * panel), column), steps)
 
 
 def why_not_packed(w: Value) -> str:

@@ -21,8 +21,9 @@ from .fuse_groups import fuse_groups
 from .lay_out_weights import lay_out_weights
 from .lower_complex import lower_complex
 from .narrow_precision import narrow_precision
-from .pack_weights import pack_weights
+from .pack_weights import pack_weights, share_tied_weights
 from .plan_transforms import plan_transforms
+from .quantize_weights import quantize_weights
 from .reassociate_products import reassociate_products
 from .recognise_activations import recognise_activations
 from .recognise_attention import recognise_attention
@@ -51,11 +52,13 @@ def pipeline(
     machine: Machine = ANY_MACHINE,
     algorithm: str | None = None,
     precision: str = FULL_PRECISION,
+    quantize: str | None = None,
 ) -> tuple[Stage, ...]:
     """The stages for a target that has kernels for the composites ``claims`` and packs weights in ``panel`` columns.
 
     ``entries`` are those to build, some derived; none named: those that there are. ``context`` is for ``extract_state``, ``algorithm`` is for
-    ``choose_algorithms``, and so is ``machine``, which ``fuse_groups`` wants too. ``precision`` is for ``narrow_precision``.
+    ``choose_algorithms``, and so is ``machine``, which ``fuse_groups`` wants too. ``precision`` is for ``narrow_precision``,
+    ``quantize`` for ``quantize_weights``.
     """
     return (
         # 1. One language. In: whatever a frontend built. Out: constants computed, no trivial ops.
@@ -100,6 +103,8 @@ def pipeline(
                 partial(choose_algorithms, machine=machine, algorithm=algorithm),
                 lower_complex,
                 partial(pack_weights, panel=panel, claims=claims),
+                *([partial(quantize_weights, quantize=quantize, claims=claims)] if quantize else []),
+                share_tied_weights,
                 sink_transposes,
             ),
         ),
@@ -136,6 +141,7 @@ def run_pipeline(
     machine: Machine = ANY_MACHINE,
     algorithm: str | None = None,
     precision: str = FULL_PRECISION,
+    quantize: str | None = None,
     stop_after: str | None = None,
     observe: Observer | None = None,
 ) -> Module:
@@ -149,6 +155,7 @@ def run_pipeline(
         machine: what the cost model knows of the target.
         algorithm: how every recurrence runs (``choose_algorithms.ALGORITHMS``); by default the cost model chooses.
         precision: what weights and values between kernels are stored as (``narrow_precision``).
+        quantize: the format of the weights of products (``quantize_weights.FORMATS``); None leaves them as they are.
         stop_after: the last stage to run, by name.
         observe: called with ``"input"`` and the module, then with each stage's name and result.
 
@@ -158,7 +165,7 @@ def run_pipeline(
             ``precision``.
     """
     promises.any_graph(module)
-    stages = up_to(pipeline(claims, panel, entries, context, machine, algorithm, precision), stop_after)
+    stages = up_to(pipeline(claims, panel, entries, context, machine, algorithm, precision, quantize), stop_after)
     for name, result in run_stages(stages, module):
         module = result
         if observe:

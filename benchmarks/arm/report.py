@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from loops import Loop, analyzer, cycles, inner_loops
 
 from coilc.codegen.lower import lower_body
-from coilc.codegen.target import TARGETS
+from coilc.codegen.target import parse_target
 from coilc.codegen.tir_passes import build_module
 from coilc.ir import parse_graph
 
@@ -29,12 +29,16 @@ PORTS = {"cortex-a76": 2, "neoverse-v1": 4}  # 128-bit pipes for floating point
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel by its body, and what its elements are: ``per`` lanes of the instructions that match ``pattern``."""
+    """A kernel by its body, and what its elements are: ``per`` lanes of the instructions that match ``pattern``.
+
+    ``extensions`` are those of the target beyond ``aarch64``.
+    """
 
     body: str
     element: str
     pattern: str
     per: int = 1
+    extensions: str = ""
 
 
 def _kernel(signature: str, call: str, results: str = "y") -> str:
@@ -43,6 +47,7 @@ def _kernel(signature: str, call: str, results: str = "y") -> str:
 
 
 _ADD = ("multiply-add", r"fml[as]")
+_PANELS = {"int8": "i8[24, 192, 32, 4], s: f16[24, 1, 32]", "int4": "u8[24, 96, 32, 4], s: f16[24, 24, 32]"}
 _SCAN = ("x: f32[B, L, 1536], dt: f32[B, L, 1536], A: f32[{n}, 1536], Bm: f32[B, L, 1, {n}], Cm: f32[B, L, 1, {n}]",
          "selective_scan(x, dt, A, Bm, Cm, softplus=True)", "y, h")  # fmt: skip
 _GATED = "q: f32[B, L, 4, 128], k: f32[B, L, 4, 128], v: f32[B, L, 8, 128], a: f32[B, L, 8]"
@@ -59,6 +64,16 @@ _NORM = """def kernel(x: f32[B, L, 1536], w: f32[1536]):
 KERNELS = {
     "GEMM, fp32": Kernel(_kernel("x: f32[M, 768], w: f32[24, 768, 32]", "packed_matmul(x, w, columns=768)"), *_ADD),
     "GEMV, fp32": Kernel(_kernel("x: f32[1, 768], w: f32[24, 768, 32]", "packed_matmul(x, w, columns=768)"), *_ADD),
+    **{
+        f"{name}, {bits}{extension}": Kernel(
+            _kernel(f"x: i8[{rows}, 768], w: {panels}", "quantized_matmul(x, w, s, columns=768)"), "four products", pattern,
+            extensions=extension,
+        )
+        for bits, panels in _PANELS.items()
+        for extension, pattern in (("", r"mul v"), ("+dotprod", r"sdot"))
+        for name, rows in (("GEMM", "M"), ("GEMV", "1"))
+        if (name, bits) != ("GEMM", "int4")
+    },
     "matmul of activations": Kernel(_kernel("x: f32[B, L, 64], y: f32[B, 64, S]", "matmul(x, y)", "z"), *_ADD),
     **{
         f"selective scan, N = {n}": Kernel(_kernel(_SCAN[0].format(n=n), *_SCAN[1:]), "state", r"shl v\d+\.4s.*#23")
@@ -92,14 +107,16 @@ KERNELS = {
 
 def assembly(body: str, target: str = "aarch64") -> str:
     """What LLVM makes of the kernel of a body."""
-    function = lower_body(parse_graph(body), "kernel", TARGETS[target])
-    module = build_module(tvm.IRModule({"kernel": function}), tvm.target.Target(dict(TARGETS[target].tvm)))
+    chosen = parse_target(target)
+    function = lower_body(parse_graph(body), "kernel", chosen)
+    module = build_module(tvm.IRModule({"kernel": function}), tvm.target.Target(dict(chosen.tvm)))
     return str(module.inspect_source("asm"))
 
 
 def loops_of(kernel: Kernel) -> list[Loop]:
     """The loops that a kernel's time goes to, the largest first: those of remainders have half the arithmetic or less."""
-    found = [loop for loop in inner_loops(assembly(kernel.body)) if loop.lanes(kernel.pattern) and loop.arithmetic]
+    text = assembly(kernel.body, f"aarch64{kernel.extensions}")
+    found = [loop for loop in inner_loops(text) if loop.lanes(kernel.pattern) and loop.arithmetic]
     most = max(loop.arithmetic for loop in found)
     return sorted((loop for loop in found if 2 * loop.arithmetic > most), key=lambda loop: -loop.arithmetic)
 
@@ -156,8 +173,8 @@ they finish what is no multiple of a block.
 
 Cycles are llvm-mca's ({version}), for an endless run of the loop with every load a hit in the nearest cache. For the
 Cortex-A76 they are those of the Neoverse N1, which is the same core for servers: LLVM itself has only the tables of the
-Cortex-A57 for it, whose pipes are half as wide. llvm-mca takes a store and the loads of the next round as independent. The bound is arithmetic alone: vector instructions of floating point over the pipes for them
-(2 and 4 of 128 bits), as if everything else were free and a division cost as much as a sum.
+Cortex-A57 for it, whose pipes are half as wide. llvm-mca takes a store and the loads of the next round as independent. The bound is arithmetic alone: vector instructions of floating point, and products of
+integers, over the pipes for them (2 and 4 of 128 bits), as if everything else were free and a division cost as much as a sum.
 
 """
 

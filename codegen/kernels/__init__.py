@@ -25,6 +25,7 @@ from .packed_matmul import emit_packed_matmul
 from .place import emit_index_put, emit_scatter, emit_update_slice
 from .pool import emit_pool
 from .prefix import emit_cumulative
+from .quantized_matmul import emit_quantized_matmul
 from .scan import emit_scan
 from .selective_scan import emit_selective_scan
 from .while_loop import emit_while_loop
@@ -32,6 +33,7 @@ from .while_loop import emit_while_loop
 TEMPLATES: Mapping[OpDef, Callable[[Anchor], None]] = {
     ops.matmul: emit_matmul,
     ops.packed_matmul: emit_packed_matmul,
+    ops.quantized_matmul: emit_quantized_matmul,
     ops.selective_scan: emit_selective_scan,
     ops.causal_conv1d: emit_causal_conv1d,
     ops.long_conv: emit_long_conv,

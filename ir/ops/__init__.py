@@ -99,6 +99,7 @@ from .movement import (
 )
 from .norm import batch_norm, group_norm, layer_norm, log_softmax, rms_norm, softmax
 from .prefix import cummax, cumprod, cumsum, logcumsumexp, sort, topk
+from .quantized import quantize_panels, quantized_matmul
 from .recurrence import body_input, causal_conv1d, gated_linear_attention, linear_scan, scan, selective_scan
 from .reduce import all, any, argmax, argmin, logsumexp, max, mean, min, prod, sum, var
 from .structural import constant, fused, input_, weight, zeros

@@ -11,7 +11,7 @@ from models import zoo
 from coilc.codegen.compile import compile
 from coilc.codegen.target import parse_target
 from coilc.frontend.torch_export import export
-from coilc.ir import Module, interpret
+from coilc.ir import Module, interpret, parse_graph
 from coilc.passes import run_pipeline
 
 from .emulate import Device
@@ -52,6 +52,28 @@ def test_half_precision_is_the_same_there(precision: str, tmp_path: Path) -> Non
     found, expected = (run["logits"] for run in (device.run(inputs, tmp_path), interpret(narrow, inputs)))
     step = {"bf16": 2.0**-8, "fp16": 2.0**-11}[precision]
     assert np.linalg.norm(found - expected) <= step / 2 * np.linalg.norm(expected)
+
+
+LINEAR = """def main(x: f32[B, 64], *, B: dim[1:]):
+    v0: f32[40, 64] = weight(name="w", type=f32[40, 64])
+    v1: f32[B, 40] = linear(x, v0)
+    return {"y": v1}
+"""
+
+
+@pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod"])
+@pytest.mark.parametrize("form", ["int8", "int4"])
+def test_integers_are_the_same_there(form: str, target: str, tmp_path: Path) -> None:
+    """Rows of integers up to 127 are not rounded, so all that remains is exact."""
+    rng = np.random.default_rng(0)
+    module = Module({"main": parse_graph(LINEAR)}, {"w": rng.standard_normal((40, 64)).astype(np.float32)})
+    device = Device(compile(module, tmp_path / "m.coil", target=target, quantize=form))
+    integers = run_pipeline(module, parse_target(target).claims, quantize=form)
+    for rows in (1, 9):
+        x = rng.integers(-127, 128, (rows, 64)).astype(np.float32)
+        x[:, 0] = 127
+        found, expected = device.run({"x": x}, tmp_path)["y"], interpret(integers, {"x": x})["y"]
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6 * np.abs(expected).max())
 
 
 def test_every_extension_runs_where_it_is_there(tmp_path: Path) -> None:

@@ -172,6 +172,7 @@ def test_the_manifest_says_what_the_artifact_is(compiled: Path) -> None:
     assert set(manifest["files"]) == {"code.so", "graph.py", "kernels.o", "plan.c", "weights.safetensors"}
     assert manifest["options"] == {
         "target": "native", "entries": ["main", "step"], "algorithm": None, "context": None, "precision": "fp32",
+        "quantize": None,
     }  # fmt: skip
     assert manifest["weights"]["count"] == 1
     assert {call["kernel"] for call in main["calls"]} <= set(manifest["kernels"])

@@ -28,7 +28,7 @@ def test_a_preset_is_a_processor(preset: Target) -> None:
     [
         (
             "arm7",
-            "there is no target 'arm7'; known targets: native, x86-64-v3, x86-64-v4, aarch64, cuda:sm_80, cuda:sm_90a, rpi4",
+            "there is no target 'arm7'; known targets: native, x86-64-v3, x86-64-v4, x86-64-v4\\+vnni, aarch64, cuda:sm_80, cuda:sm_90a, rpi4",
         ),
         ("aarch64+sve", r"target 'aarch64\+sve': aarch64 has no extension 'sve'; it has dotprod, fp16, i8mm, bf16"),
         ("aarch64+", r"target 'aarch64\+': aarch64 has no extension ''"),

@@ -68,11 +68,12 @@ def test_every_float_dtype_has_a_tolerance(dtype: type) -> None:
 
 def test_a_lower_precision_is_judged_by_its_own_row() -> None:
     single, double, half = (np.zeros(1, t) for t in (np.float32, np.float64, np.float16))
-    assert tolerance_for(single, precision="bf16") == TOLERANCE["bfloat16"]
-    assert tolerance_for(double, precision="fp16") == TOLERANCE["float16"]
-    assert tolerance_for(half, precision="fp32") == TOLERANCE["float16"]
-    assert tolerance_for(np.zeros(1, ml_dtypes.bfloat16), precision="fp16") == TOLERANCE["bfloat16"]
-    assert tolerance_for(np.zeros(1, np.int64), precision="bf16") == 0
+    assert tolerance_for(single, None, "bf16") == TOLERANCE["bfloat16"]
+    assert tolerance_for(single, None, "bf16", "int8") == TOLERANCE["int8"]
+    assert tolerance_for(double, None, "fp16") == TOLERANCE["float16"]
+    assert tolerance_for(half, None, "fp32") == TOLERANCE["float16"]
+    assert tolerance_for(np.zeros(1, ml_dtypes.bfloat16), None, "fp16") == TOLERANCE["bfloat16"]
+    assert tolerance_for(np.zeros(1, np.int64), None, "bf16", "int8") == 0
 
 
 def test_integers_must_be_equal_whatever_is_allowed() -> None:

@@ -15,6 +15,7 @@ from coilc.passes import (
     fold_constants,
     lower_complex,
     pack_weights,
+    share_tied_weights,
     sink_transposes,
 )
 
@@ -120,7 +121,7 @@ def test_rows_folded_for_a_product_unfold(preserves: Check) -> None:
 
 def test_tied_embeddings_are_stored_once(preserves: Check) -> None:
     found = preserves(
-        lambda module: fold_constants(PACKING(module)),
+        lambda module: fold_constants(share_tied_weights(PACKING(module))),
         """
         def main(ids: i64[B, L], *, B: dim[1:], L: dim[1:]):
             v0: f32[40, 6] = weight(name="w", type=f32[40, 6])

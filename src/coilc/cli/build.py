@@ -23,6 +23,7 @@ from .options import (
     Model,
     Precision,
     PrecisionName,
+    Quantize,
     States,
     Target,
 )  # fmt: skip
@@ -49,6 +50,7 @@ def compile_command(
     entries: Entries = None,
     algorithm: Algorithm = None,
     precision: Precision = PrecisionName.FP32,
+    quantize: Quantize = None,
     context: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(
@@ -85,7 +87,8 @@ def compile_command(
         chosen = tuple(entries.split(",")) if entries else None
         compile(
             program, path, target=target, entries=chosen, algorithm=algorithm, context=context,
-            precision=precision.value, tokenizer=tokenizer, progress=progress,
+            precision=precision.value,
+            quantize=quantize and quantize.value, tokenizer=tokenizer, progress=progress,
         )  # fmt: skip
         if emit:
             emit_from(path, default_emission(path, emit), emit, embed_weights, progress)

@@ -132,8 +132,10 @@ def inspect_artifact(path: Path, calls: bool, as_json: bool) -> None:
         show_entry(name, entry)
         distinct = len({call["kernel"] for call in entry["calls"]})
         console().print(f"  kernel calls: {len(entry['calls'])}, of {distinct} distinct kernels", markup=False)
-    target, precision = manifest["target"], manifest["options"].get("precision", "fp32")
-    console().print(f"target {target['name']} ({target['triple']}), precision {precision}", markup=False)
+    target, options = manifest["target"], manifest["options"]
+    stored = f"precision {options.get('precision', 'fp32')}"
+    stored += f", {options['quantize']} weights" if options.get("quantize") else ""
+    console().print(f"target {target['name']} ({target['triple']}), {stored}", markup=False)
     for name, file in manifest["files"].items():
         console().print(f"  {name:<22} {show_bytes(file['bytes']):>10}", markup=False)
     if manifest.get("recurrences"):

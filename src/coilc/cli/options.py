@@ -63,5 +63,18 @@ Precision = Annotated[
     PrecisionName,
     typer.Option("--precision", help="What weights and activations are stored as; arithmetic and states stay fp32."),
 ]
+
+
+class WeightFormat(str, Enum):
+    """How the weights of products are quantised."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+Quantize = Annotated[
+    Optional[WeightFormat],  # noqa: UP045
+    typer.Option("--quantize", help="Store the weights of products in so few bits, and multiply integers."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of random inputs.")]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 # Relative Frobenius error that an artifact may have against eager PyTorch, by dtype of the compared value, or by the
-# precision that it was compiled with if that is lower. The tests use the same table. Integers and booleans must be equal.
+# precision that it was compiled with, or the format of its weights, if that is lower. The tests use the same table.
+# Integers and booleans must be equal.
 TOLERANCE = {
     "float64": 1e-11,
     "complex128": 1e-11,
@@ -16,8 +17,15 @@ TOLERANCE = {
     "complex64": 1e-5,
     "float16": 5e-3,
     "bfloat16": 3e-2,
+    "int8": 5e-2,
+    "int4": 2.5e-1,
 }
-ROWS = {"bf16": "bfloat16", "fp16": "float16"}  # of precisions that are lower than the model's
+ROWS = {
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "int8": "int8",
+    "int4": "int4",
+}  # of what --precision and --quantize name
 LOGITS_CLASSES = 1000  # a last axis this long is taken for scores over classes even under another name
 
 
@@ -78,9 +86,9 @@ def _argmax_agreement(actual: np.ndarray, expected: np.ndarray) -> float:
     return float((actual.argmax(-1) == expected.argmax(-1)).mean())
 
 
-def tolerance_for(array: np.ndarray, given: float | None = None, precision: str = "fp32") -> float:
+def tolerance_for(array: np.ndarray, given: float | None = None, *stored: str) -> float:
     """The relative error allowed for ``array``: zero for integers, else ``given``, else the table's row."""
-    if array.dtype.name not in TOLERANCE:
+    if array.dtype.kind in "biu":
         return 0.0
-    rows = [array.dtype.name, ROWS.get(precision, array.dtype.name)]
+    rows = [array.dtype.name, *(ROWS[name] for name in stored if name in ROWS)]
     return max(TOLERANCE[row] for row in rows) if given is None else given

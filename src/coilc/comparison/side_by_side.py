@@ -53,7 +53,7 @@ def compare(
     Args:
         model: the module (run as it is, in its current mode) or exported program that the artifact was compiled from.
         dynamic_shapes, lengths: as given to :func:`coilc.export`, so that the values inside the model get the same names.
-        tolerance: relative Frobenius error allowed; by dtype and the artifact's precision unless given, see
+        tolerance: relative Frobenius error allowed; by dtype and what the artifact stores unless given, see
             :data:`TOLERANCE`.
         layers: also compare every value inside the model that the artifact computes.
         float64: also evaluate the model in float64, step by step and slowly, and judge an output that is outside its
@@ -175,8 +175,13 @@ class _Comparison:
                 f"'{name}' has shape {list(actual.shape)} in the artifact, {list(expected.shape)} in PyTorch"
             )
         measured = difference(actual, expected, name)
-        allowed = tolerance_for(expected, self.tolerance, self.manifest["options"].get("precision", "fp32"))
+        allowed = tolerance_for(expected, self.tolerance, *self.stored())
         return Row(name, str(expected.dtype), expected.shape, measured, allowed, scope, place)
+
+    def stored(self) -> list[str]:
+        """The precision and the format of weights that the artifact was compiled with."""
+        options = self.manifest["options"]
+        return [options[name] for name in ("precision", "quantize") if options.get(name)]
 
     def layer_rows(self, program: ExportedProgram) -> Iterator[Row]:
         """Every value inside the model that the artifact computes under the name it has in the exported program."""

@@ -66,7 +66,7 @@ KERNELS = {
     "GEMV, fp32": Kernel(_kernel("x: f32[1, 768], w: f32[24, 768, 32]", "packed_matmul(x, w, columns=768)"), *_ADD),
     **{
         f"{name}, {bits}{extension}": Kernel(
-            _kernel(f"x: i8[{rows}, 768], w: {panels}", "quantized_matmul(x, w, s, columns=768)"), "four products", pattern,
+            _kernel(f"x: i8[{rows}, 768], w: {panels}", "quantized_matmul(x, w, s, columns=768)"), "quad", pattern,
             extensions=extension,
         )
         for bits, panels in _PANELS.items()
@@ -174,7 +174,8 @@ they finish what is no multiple of a block.
 Cycles are llvm-mca's ({version}), for an endless run of the loop with every load a hit in the nearest cache. For the
 Cortex-A76 they are those of the Neoverse N1, which is the same core for servers: LLVM itself has only the tables of the
 Cortex-A57 for it, whose pipes are half as wide. llvm-mca takes a store and the loads of the next round as independent. The bound is arithmetic alone: vector instructions of floating point, and products of
-integers, over the pipes for them (2 and 4 of 128 bits), as if everything else were free and a division cost as much as a sum.
+integers, over the pipes for them (2 and 4 of 128 bits), as if everything else were free and a division cost as much as a sum. A quad is four products of bytes
+and their sum.
 
 """
 

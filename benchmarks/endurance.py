@@ -108,7 +108,7 @@ def main(steps: int, *names: str) -> None:
             f"  error of {CHUNK} steps: the first {chunks[0]:.1e}, the last {chunks[-1]:.1e}, the worst {chunks.max():.1e}"
         )
         print(f"  error of a step: median {np.median(single):.1e}, the worst {single.max():.1e}", flush=True)
-        assert grown == 0
+        assert grown <= 0  # the system may take a page back
         assert chunks.max() <= BOUND
 
 

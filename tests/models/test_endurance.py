@@ -20,5 +20,5 @@ def test_steps_stay_as_right_as_one_and_take_no_memory(
     import endurance
 
     grown, errors = endurance.endure(endurance.MODELS[name](), 3 * endurance.CHUNK, tmp_path)
-    assert grown == 0
+    assert grown <= 0  # the system may take a page back
     assert errors.max() <= endurance.BOUND

@@ -69,6 +69,10 @@ class Accumulator:
             value = T.Cast("uint8", value)
         T.buffer_store(self.buffer, STEPS[self.op][1](self.buffer[lane], value), [lane])
 
+    def merge(self, other: Expr) -> None:
+        """Combine what another accumulator has, as it is kept, into the first lane."""
+        T.buffer_store(self.buffer, STEPS[self.op][1](self.buffer[index(0)], other), [index(0)])
+
     def lane(self, lane: Expr) -> Expr:
         """One partial result, in the compute type."""
         return self._typed(self.buffer[lane])

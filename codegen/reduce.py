@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Value
@@ -21,8 +22,8 @@ from .collapse import merge_value
 from .kernel import Kernel
 from .loops import Span, blocks, for_each_task, lane_count, lanes, whole_axis
 from .reader import index
-from .scalar import Expr
-from .team import Team, first_of, for_each_row
+from .scalar import Expr, inside_loop, on_device
+from .team import LARGEST, WARP, Team, first_of, for_each_row, launch_teams, team_size
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def emit_reduce(k: Kernel) -> None:
     r = Reduction.of(k)
     if r.operand.type.rank - 1 in r.axes:
         _one_result_per_task(k, r)
+    elif on_device() and not inside_loop():
+        _warp_of_results_per_block(k, r)
     else:
         _vector_of_results_per_task(k, r)
 
@@ -130,6 +133,32 @@ def _one_result_per_task(k: Kernel, r: Reduction) -> None:
             _store(k, r, kept, found)
 
     for_each_row(k, d.size(r.kept_dims), d.size(r.reduced_dims), r.operand.type.size, task)
+
+
+def _warp_of_results_per_block(k: Kernel, r: Reduction) -> None:
+    """The lanes of a warp have neighbouring results, and its warps different parts of what is reduced."""
+    *outer, inner = r.kept_dims
+    count = (inner + (WARP - 1)) // WARP
+    reduced = d.size(r.reduced_dims)
+    parts = min(team_size(reduced) if isinstance(reduced, int) else LARGEST, LARGEST // WARP)
+    with launch_teams(k.extent(d.size((*outer, count))), parts * WARP, together=True) as (block, team):
+        lane, part = (T.Bind(f(team.thread, index(WARP))) for f in (tirx.truncmod, tirx.truncdiv))
+        *rest, i = k.reader.unravel(block, (*outer, count))
+        column = T.Bind(i * index(WARP) + lane)
+        place = [*rest, T.Bind(tirx.min(column, k.extent(inner) - index(1)))]
+        total = Accumulator.open(r.value.op, r.value.type.dtype, 1)
+
+        def add(i: Expr) -> None:
+            total.add(index(0), k.reader.read(r.operand, r.source(place, k.reader.unravel(i, r.reduced_dims))))
+
+        Team(parts, part, team.thread).each(k.extent(reduced), add)
+        shared = T.alloc_buffer((parts, WARP), str(total.buffer.dtype), scope="shared")
+        T.buffer_store(shared, total.buffer[index(0)], [part, lane])
+        T.evaluate(T.tvm_storage_sync("shared"))
+        with T.If(tirx.all(tirx.EQ(part, index(0)), column < k.extent(inner))), T.Then():
+            with T.serial(index(1), index(parts)) as other:
+                total.merge(shared[other, lane])
+            _store(k, r, place, total.total())
 
 
 def _vector_of_results_per_task(k: Kernel, r: Reduction) -> None:

@@ -143,16 +143,16 @@ def _launch_rows(k: Kernel, count: Dim, size: int, body: Callable[[Expr, Team | 
 
 
 @contextmanager
-def launch_teams(tasks: Expr, size: int) -> Iterator[tuple[Expr, Team]]:
-    """A kernel of a device with ``size`` threads per task."""
-    block_size = size if size > WARP else BLOCK
+def launch_teams(tasks: Expr, size: int, *, together: bool = False) -> Iterator[tuple[Expr, Team]]:
+    """A kernel of a device with ``size`` threads per task; ``together`` means that they are a block, however few."""
+    block_size = size if size > WARP or together else BLOCK
     per_block = index(block_size // size)
     blocks = tirx.truncdiv(tasks + per_block - index(1), per_block)
     with (
         T.launch_thread("blockIdx.x", blocks) as block,
         T.launch_thread("threadIdx.x", index(block_size)) as thread,
     ):
-        if size > WARP:
+        if block_size == size:
             yield block, Team(size, thread, thread)
             return
         task = T.Bind(block * per_block + tirx.truncdiv(thread, index(size)))

@@ -38,8 +38,17 @@ class Registers:
             element = _Undecoded(reader.body, reader.buffers, reader.dims).read(self.source, indices)
         T.buffer_store(self.buffer, element, [i64(place)])
 
+    @property
+    def is_bf16(self) -> bool:
+        """Whether the elements are kept as the bits of bf16."""
+        return self.source is not None and self.source.type.dtype.name == "bf16"
+
+    def raw(self, place: int) -> Expr:
+        """An element as it is kept."""
+        return self.buffer[i64(place)]
+
     def __getitem__(self, place: int) -> Expr:
-        element = self.buffer[i64(place)]
+        element = self.raw(place)
         element = element if self.source is None else decode(element, self.source.type.dtype)
         return element if dtype_name(element) == "float32" else T.Cast("float32", element)
 

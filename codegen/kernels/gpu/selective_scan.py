@@ -8,7 +8,8 @@ Neighbouring threads load and store neighbouring channels. What bounds it is one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import e, log2
@@ -19,7 +20,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
-from ...scalar import Expr, bind, const, dtype_name, select
+from ...scalar import Expr, bind, const, dtype_name, reinterpret, select
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
 from .blocks import WARP, blocks, from_lane, shared, wait_for_block
@@ -29,6 +30,8 @@ from .registers import Registers
 X, DT, A, B, C = range(5)
 QUAD = 4  # steps that are one access to shared memory
 MOST_STATES = 8  # of one lane
+MOST_LANES = 16
+SHARED_BYTES = 48 << 10  # that a block may have without asking
 TOGETHER = 2  # groups of steps whose code is one, so that exchanges between lanes do not hold up what follows
 
 
@@ -61,12 +64,18 @@ class Form:
         """Numbers between two rows of shared memory, so that a column is in different banks."""
         return self.tile + QUAD
 
+    def bytes(self, states: int) -> int:
+        """Shared memory: dt, inflow and y of the channels, B and C of the states."""
+        return 4 * self.row * (3 * self.channels + 2 * states)
 
-def form_of(states: int) -> Form | None:
-    """About four states per lane; None if no number of lanes divides the states."""
+
+def forms_of(states: int) -> list[Form]:
+    """From few lanes, with about four states each, to as many as there are: more threads, but more exchanges as well."""
     lanes = next((n for n in (1, 2, 4, 8, 16) if states % n == 0 and states // n <= 4), None)
     lanes = lanes or next((n for n in (16, 8) if states % n == 0 and states // n <= MOST_STATES), None)
-    return Form(lanes, 64 if lanes > 8 else 32, 256 if lanes > 8 else 128) if lanes else None
+    few = [Form(lanes, 64 if lanes > 8 else 32, 256 if lanes > 8 else 128)] if lanes else []
+    many = [Form(MOST_LANES, 128, 256)] if states % MOST_LANES == 0 and lanes != MOST_LANES else []
+    return [form for form in (*few, *many) if form.bytes(states) <= SHARED_BYTES]
 
 
 def emit_selective_scan(k: Anchor) -> bool:
@@ -74,31 +83,46 @@ def emit_selective_scan(k: Anchor) -> bool:
     length, (groups, states) = k.dims(X)[1], k.dims(B)[2:]
     size = d.divide_exactly(k.dims(X)[2], groups)
     floats = all(k.compute_dtype(operand) == "float32" for operand in (X, DT, A, B, C))
-    form = form_of(states) if isinstance(states, int) else None
-    if form is None or size is None or not floats:
+    forms = forms_of(states) if isinstance(states, int) else []
+    if not forms or size is None or not floats:
         return False
     if isinstance(length, int):
-        _emit(k, form, size, one=length == 1)
+        _step(k, size) if length == 1 else _sequences(k, forms, size)
         return True
     with T.If(k.extent(length) > i64(1)):
         with T.Then():
-            _emit(k, form, size, one=False)
+            _sequences(k, forms, size)
         with T.Else():
-            _emit(k, form, size, one=True)
+            _step(k, size)
     return True
 
 
-def _emit(k: Anchor, form: Form, size: Dim, *, one: bool) -> None:
-    """The kernel for sequences, or for a single step."""
-    groups, width = k.extent(k.dims(B)[2]), WARP if one else form.channels
-    extents = [k.extent(k.dims(X)[0]), groups, ceildiv(k.extent(size), width)]
-    threads = WARP * _warps(k) if one else form.threads
+def _sequences(k: Anchor, forms: list[Form], size: Dim) -> None:
+    """The first form, unless it has too few threads: less than a warp for everything that runs warps at once."""
+    first, *others = forms
+    batch, _, channels = k.dims(X)
+    enough = k.extent(batch * channels) * i64(first.lanes) >= i64(WARP * k.target.cores)
+    if not others:
+        return _tiles(k, first, size)
+    with T.If(enough):
+        with T.Then():
+            _tiles(k, first, size)
+        with T.Else():
+            _sequences(k, others, size)
+
+
+def _tiles(k: Anchor, form: Form, size: Dim) -> None:
+    """The kernel for sequences."""
+    with _blocks(k, size, form.channels, form.threads) as work:
+        Tiles(work, form).emit()
+
+
+@contextmanager
+def _blocks(k: Anchor, size: Dim, width: int, threads: int) -> Iterator[Block]:
+    """A kernel with a block per batch element and ``width`` channels of a group."""
+    extents = [k.extent(k.dims(X)[0]), k.extent(k.dims(B)[2]), ceildiv(k.extent(size), width)]
     with blocks(extents, threads) as ((b, g, part), thread):
-        work = Block(k, form, b, g, T.Bind(part * i64(width)), width, size, thread)
-        if one:
-            _step(work)
-        else:
-            Tiles(work).emit()
+        yield Block(k, b, g, T.Bind(part * i64(width)), width, size, thread)
 
 
 @dataclass(frozen=True)
@@ -106,7 +130,6 @@ class Block:
     """What one block works on: ``width`` channels of group ``g``, which has ``size``, from its channel ``start`` on."""
 
     k: Anchor
-    form: Form
     b: Expr
     g: Expr
     start: Expr
@@ -149,8 +172,8 @@ def _named(x: Expr) -> Expr:
 class Tiles:
     """The code of a block that works on sequences."""
 
-    def __init__(self, work: Block) -> None:
-        self.work, self.k, self.form = work, work.k, work.form
+    def __init__(self, work: Block, form: Form) -> None:
+        self.work, self.k, self.form = work, work.k, form
         self.states = self.k.fixed(self.k.dims(B)[3])
         self.own = self.states // self.form.lanes
         self.lane = T.Bind(tirx.truncmod(work.thread, i64(self.form.lanes)))
@@ -190,7 +213,7 @@ class Tiles:
     def _allocate(self) -> None:
         form, k = self.form, self.k
         rows = lambda count: shared((count, form.row), "float32")
-        self.dt, self.inflow, self.b = rows(form.channels), rows(form.channels), rows(self.states)
+        self.dt, self.inflow = rows(form.channels), rows(form.channels)
         self.h, self.rates = local((self.own,), "float32"), local((self.own,), "float32")
         self.columns = form.channels * form.tile // QUAD // form.threads
         self.rows = -(-self.states * form.tile // QUAD // form.threads)
@@ -198,7 +221,13 @@ class Tiles:
         operands: tuple[str | int, ...] = (X, DT, B, *wanted)
         self.loaded = {o: Registers(k, o, QUAD * (self.rows if o in (B, C) else self.columns)) for o in operands}
         if self.wanted:
-            self.y, self.c = rows(form.channels), rows(self.states)
+            self.y = rows(form.channels)
+        # With many lanes, accesses to shared memory are what bounds: two bf16 are one.
+        self.packed = self.wanted and form.lanes == MOST_LANES and all(self.loaded[o].is_bf16 for o in (B, C))
+        if self.packed:
+            self.both = shared((self.states, form.row), "uint32")
+        else:
+            self.per_state = {o: rows(self.states) for o in ((B, C) if self.wanted else (B,))}
 
     def _state(self, s: Expr) -> Expr:
         return s * i64(self.form.lanes) + self.lane
@@ -259,12 +288,39 @@ class Tiles:
             if self.skip is not None and self.wanted:
                 _put(self.y, column, quad, y)
         for item in range(self.rows):
-            row, quad = self._item(item, self.states)
-            for operand, buffer in ((B, self.b), *(((C, self.c),) if self.wanted else ())):
-                for v in range(QUAD):
-                    t = T.Bind(first + quad * i64(QUAD) + i64(v))
-                    T.buffer_store(y, _or_zero(self.loaded[operand][item * QUAD + v], t, end), [i64(v)])
-                _put(buffer, row, quad, y)
+            self._stage_states(first, end, item)
+
+    def _stage_states(self, first: Expr, end: Expr | None, item: int) -> None:
+        row, quad = self._item(item, self.states)
+        steps = [T.Bind(first + quad * i64(QUAD) + i64(v)) for v in range(QUAD)]
+        if self.packed:
+            words = local((QUAD,), "uint32")
+            for v, t in enumerate(steps):
+                b, c = (T.Cast("uint32", self.loaded[o].raw(item * QUAD + v)) for o in (B, C))
+                both = tirx.bitwise_or(b, tirx.shift_left(c, tirx.const(16, "uint32")))
+                T.buffer_store(words, _or_zero(both, t, end), [i64(v)])
+            return _put(self.both, row, quad, words)
+        values = local((QUAD,), "float32")
+        for operand, buffer in self.per_state.items():
+            for v, t in enumerate(steps):
+                T.buffer_store(values, _or_zero(self.loaded[operand][item * QUAD + v], t, end), [i64(v)])
+            _put(buffer, row, quad, values)
+        return None
+
+    def _get_states(self, n: Expr, quad: Expr) -> tuple[list[Expr], list[Expr]]:
+        """B and C of a state for four steps; without C where y is not wanted."""
+        if self.packed:
+            words = local((QUAD,), "uint32")
+            _get(words, self.both, n, quad)
+            low = [tirx.shift_left(words[v], tirx.const(16, "uint32")) for v in range(QUAD)]
+            high = [tirx.bitwise_and(words[v], tirx.const(0xFFFF0000, "uint32")) for v in range(QUAD)]
+            return [reinterpret("float32", x) for x in low], [reinterpret("float32", x) for x in high]
+        found = []
+        for buffer in self.per_state.values():
+            values = local((QUAD,), "float32")
+            _get(values, buffer, n, quad)
+            found.append([values[v] for v in range(QUAD)])
+        return found[0], found[-1]
 
     def _store(self, first: Expr, end: Expr | None) -> None:
         """Give y its gate and write it."""
@@ -296,22 +352,20 @@ class Tiles:
 
     def _advance(self, first: Expr, end: Expr | None = None) -> None:
         """The steps of one group: h = 2**(dt * rates) * h + dt * x * B, and the sums C . h; no step from ``end`` on."""
-        dt, inflow, b, c = (local((QUAD,), "float32") for _ in range(4))
+        dt, inflow = local((QUAD,), "float32"), local((QUAD,), "float32")
         sums = local((self.form.group,), "float32")
         for part in range(0, self.form.group, QUAD):
             quad = first + i64(part)
             _get(dt, self.dt, self.row, quad)
             _get(inflow, self.inflow, self.row, quad)
             for s in map(i64, range(self.own)):
-                _get(b, self.b, self._state(s), quad)
-                if self.wanted:
-                    _get(c, self.c, self._state(s), quad)
+                b, c = self._get_states(self._state(s), quad)
                 for v in map(i64, range(QUAD)):
-                    after = exp2(bind(dt[v] * self.rates[s])) * self.h[s] + inflow[v] * b[v]
+                    after = exp2(bind(dt[v] * self.rates[s])) * self.h[s] + inflow[v] * b[int(v)]
                     T.buffer_store(self.h, after if end is None else select(quad + v < end, after, self.h[s]), [s])
                     if self.wanted:
                         at = i64(part) + v
-                        product = self.h[s] * c[v]
+                        product = self.h[s] * c[int(v)]
                         T.buffer_store(sums, sums[at] + product if int(s) else product, [at])
         if self.wanted:
             self._sum_over_lanes(first, sums)
@@ -363,7 +417,13 @@ def _warps(k: Anchor) -> int:
     return next(n for n in (8, 4, 2, 1) if states % n == 0)
 
 
-def _step(work: Block) -> None:
+def _step(k: Anchor, size: Dim) -> None:
+    """The kernel for single steps."""
+    with _blocks(k, size, WARP, WARP * _warps(k)) as work:
+        _one_step(work)
+
+
+def _one_step(work: Block) -> None:
     """A warp has neighbouring channels, and a part of their states, so that all accesses are of neighbours."""
     k, b, g, t, warps = work.k, work.b, work.g, i64(0), _warps(work.k)
     lane, warp = T.Bind(tirx.truncmod(work.thread, i64(WARP))), T.Bind(tirx.truncdiv(work.thread, i64(WARP)))

@@ -53,11 +53,12 @@ def test_compile_takes_dynamic_dims(cli: Cli, models: Path, tmp_path: Path) -> N
     assert (symbol["name"], symbol["low"], symbol["high"]) == ("N", 1, 9)
 
 
-def test_compile_in_half_precision(cli: Cli, models: Path, tmp_path: Path) -> None:
+def test_compile_stores_less(cli: Cli, models: Path, tmp_path: Path) -> None:
     path = tmp_path / "new.coil"
-    assert cli("compile", f"{models}:scale", "-o", path, "--precision", "bf16").code == 0
-    assert ", precision bf16\n" in cli("inspect", path).out
-    assert cli("inspect", path, "--json").json["options"]["precision"] == "bf16"
+    assert cli("compile", f"{models}:scale", "-o", path, "--precision", "bf16", "--quantize", "int8").code == 0
+    assert ", precision bf16, int8 weights\n" in cli("inspect", path).out
+    options = cli("inspect", path, "--json").json["options"]
+    assert (options["precision"], options["quantize"]) == ("bf16", "int8")
     done = cli("compile", f"{models}:scale", "--precision", "fp8")
     assert done.code == 2
     assert "'fp8' is not one of" in done.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -27,7 +28,10 @@ def emit_matmul(k: Anchor) -> bool:
     device = k.target.device
     if inside_loop() or device is None:
         return False
-    rows = k.extent(k.dims(X)[-2])
+    rows, emit = k.extent(k.dims(X)[-2]), _by_warpgroups(k, device)
+    if emit:
+        either(rows <= i64(1), lambda: emit_few_rows(k, 1), lambda: _many_rows(k, device, emit))
+        return True
     many = _on_tensor_cores if mma_matmul.is_narrow(k) else _on_ordinary_cores
     few = [lambda: emit_few_rows(k, 1), lambda: emit_few_rows(k, FEW)]
     either(rows <= i64(FEW), lambda: either(rows <= i64(1), *few), lambda: many(k, device))
@@ -41,16 +45,24 @@ def _on_ordinary_cores(k: Anchor, device: Device) -> None:
 
 
 def _on_tensor_cores(k: Anchor, device: Device) -> None:
-    """With bulk copies where the device has them and both operands lie in memory as it wants."""
-    left, right = (strided(mma_matmul.narrow(k.operands[i])) for i in (X, Y))
-    if device.warpgroups and left and right and fits(left) and fits(right.transposed()):
-        return _with_warpgroups(k, device, lambda tile: emit_wgmma(k, left, right.transposed(), tile))
     large, small = mma_matmul.LARGE, mma_matmul.SMALL
     enough = tiles(k, large.side, large.side) >= i64(device.multiprocessors)
     either(enough, lambda: emit_mma(k, large), lambda: emit_mma(k, small))
 
 
-def _with_warpgroups(k: Anchor, device: Device, emit: Callable[[wgmma_matmul.Tile], None]) -> None:
+Emit = Callable[[wgmma_matmul.Tile], None]
+
+
+def _by_warpgroups(k: Anchor, device: Device) -> Emit | None:
+    """A launch of tiles of one size, where the device has bulk copies and both operands lie in memory as these want."""
+    left, right = (strided(mma_matmul.narrow(k.operands[i])) for i in (X, Y))
+    if not (device.warpgroups and mma_matmul.is_narrow(k) and left and right):
+        return None
+    right = right.transposed()
+    return partial(emit_wgmma, k, left, right) if fits(left) and fits(right) else None
+
+
+def _many_rows(k: Anchor, device: Device, emit: Emit) -> None:
     """The largest tile of which there is one for every multiprocessor; low ones for few rows."""
     large, middle, low = wgmma_matmul.TILES
     rows = k.extent(k.dims(X)[-2])

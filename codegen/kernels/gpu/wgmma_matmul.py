@@ -78,15 +78,22 @@ class Copied:
         k, memory, axes = self.k, self.memory, copied_axes(self.memory)
         buffer = k.kernel.reader.buffers[memory.source]
         data = T.handle_add_byte_offset(buffer.data, k.extent(memory.base) * i64(2))
-        box = [DEPTH, self.lines if self.along_inner else DEPTH, *(1 for _ in axes[2:])]
+        box = [i64(DEPTH), self.copied_lines() if self.along_inner else i64(DEPTH), *(i64(1) for _ in axes[2:])]
         sizes = [tirx.max(k.extent(memory.dims[a]), i64(1)) for a in axes]
         strides = [k.extent(memory.strides[a]) * i64(2) for a in axes[1:]]
         found = T.Bind(T.tvm_stack_alloca("tensormap", 1), var=T.handle("tensormap"))
         number = i64(TYPES[memory.dtype.name][1])
-        T.evaluate(
-            T.call_packed("coil_tensor_map", found, number, i64(len(box)), data, *sizes, *strides, *map(i64, box))
-        )
+        T.evaluate(T.call_packed("coil_tensor_map", found, number, i64(len(box)), data, *sizes, *strides, *box))
         return found
+
+    def copied_lines(self) -> Expr:
+        """Lines that are copied for a tile: no more than there are, since what lies outside takes time too.
+
+        The others are what was there before, and so are the sums that come of them, which nobody stores.
+        """
+        if not self.along_inner:
+            return i64(self.lines)
+        return tirx.max(tirx.min(i64(self.lines), self.k.extent(self.memory.dims[-2])), i64(1))
 
     def copy(self, tensor: tirx.Var, to: tirx.Buffer, at: Sequence[Expr], line: Expr, inner: Expr, full: Expr) -> None:
         """Ask for the part at these lines and inner indices; ``to`` has its bytes, ``full`` is told of them."""
@@ -185,11 +192,13 @@ class _Block:
     def _fill(self, maps: Sequence[tirx.Var]) -> None:
         """Ask for one step after another, each as soon as its place in the ring is empty."""
         stages = i64(self.tile.stages)
+        lines = self.copied[0].copied_lines() + self.copied[1].copied_lines()
+        size = T.Bind(T.Cast("uint32", lines * i64(DEPTH * 2)))
         with serial(self.steps) as step:
             stage, turn = tirx.truncmod(step, stages), T.Cast("int32", tirx.truncdiv(step, stages))
             T.evaluate(T.cuda.mbarrier_wait(self.empty.ptr_to([stage]), tirx.bitwise_and(turn + 1, 1)))
             full = self.full.ptr_to([stage])
-            T.evaluate(T.ptx.mbarrier.arrive.expect_tx.shared.b64(full, T.uint32(self.tile.stage_bytes)))
+            T.evaluate(T.ptx.mbarrier.arrive.expect_tx.shared.b64(full, size))
             for operand, copied in enumerate(self.copied):
                 to = self._part(operand, stage)
                 copied.copy(maps[operand], to, self.at, self.first[operand], step * i64(DEPTH), full)

@@ -136,13 +136,14 @@ class _DotProducts(_FewRows):
     threads, own = 256, 1
 
     def shared_by(self) -> int:
-        """How many warps share a column: so many that every multiprocessor has two blocks, and all have work."""
+        """How many warps share a column: so many that every multiprocessor has four blocks, and all have work."""
         warps, columns, inner = self.threads // WARP, self.k.dims(Y)[-1], self.k.dims(Y)[-2]
         if not isinstance(columns, int) or not isinstance(inner, int):
             return 1
         multiprocessors = self.k.target.cores // 4
-        wanted = min(2 * multiprocessors * warps // columns, inner // (WARP * self.right.width), warps)
-        return 1 << max(wanted, 1).bit_length() - 1
+        wanted = -(-4 * multiprocessors * warps // columns)
+        most = max(1, min(warps, inner // (WARP * self.right.width)))
+        return min(1 << (wanted - 1).bit_length(), 1 << most.bit_length() - 1)
 
     def emit(self) -> None:
         left, sharers = Vectors(self.k, X, -1), self.shared_by()

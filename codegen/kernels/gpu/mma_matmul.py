@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from coilc.ir import Value
+from coilc.ir import Node, Value
 from coilc.ir import dims as d
 
 from ...scalar import Expr, encode, select, storage_dtype
@@ -47,8 +47,13 @@ LARGE, SMALL = Tile(128), Tile(64)
 
 
 def narrow(value: Value) -> Value:
-    """What the cores multiply: the operand without a widening, which they do themselves."""
-    return value.node.inputs[0] if value.op.name == "cast" and value.type.dtype.name == "f32" else value
+    """What the cores multiply: the operand without a widening, which they do themselves, before or after it is moved."""
+    if value.op.name == "cast" and value.type.dtype.name == "f32":
+        return value.node.inputs[0]
+    if value.op.name not in ("transpose", "slice", "reshape", "broadcast"):
+        return value
+    (x,) = value.node.inputs
+    return value if narrow(x) is x else Value(Node.make(value.op, (narrow(x),), value.node.attrs))
 
 
 def is_narrow(k: Anchor) -> bool:

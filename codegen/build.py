@@ -22,6 +22,7 @@ from .lower import lower_body
 from .target import Device, Target
 from .tir_passes import build_launchers, build_module
 
+EARLY = "tirx.use_programtic_dependent_launch"  # TVM's name of a launch before the kernel ahead has ended
 STACK_LIMIT = 1024  # the code generator takes larger local buffers from the runtime's workspace
 
 
@@ -86,13 +87,15 @@ def build_object(
     host, device, source = build_launchers(module, described)
     host.write_to_file(str(path), "o")
     compile_device_code(source.inspect_source(), target.device, path.with_suffix(".fatbin"))
-    return BuildInfo(0, symbols, tuple(map(_launch, device.functions.values())), oldest_driver())
+    early = (EARLY,) if target.device.early_launch else ()
+    launches = tuple(_launch(kernel, early) for kernel in device.functions.values())
+    return BuildInfo(0, symbols, launches, oldest_driver())
 
 
-def _launch(kernel: tirx.PrimFunc) -> Launch:
+def _launch(kernel: tirx.PrimFunc, properties: tuple[str, ...]) -> Launch:
     attrs = kernel.attrs
     maps = tuple(i for i, param in enumerate(kernel.params) if _is_map(param))
-    tags = tuple(map(str, attrs["tirx.kernel_launch_params"]))
+    tags = (*map(str, attrs["tirx.kernel_launch_params"]), *properties)
     return Launch(str(attrs["global_symbol"]), len(kernel.params), tags, maps)
 
 

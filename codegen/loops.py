@@ -14,7 +14,7 @@ from coilc.ir.dims import Dim
 
 from .kernel import Kernel
 from .reader import index
-from .scalar import Expr, inside_loop, on_device, vector
+from .scalar import Expr, inside_loop, launched_early, on_device, vector
 
 BLOCK = 128  # threads of a device that start together, where nothing asks for more
 PARALLEL_WORK = 16384  # elements; a launch takes about a microsecond, in which one core does as many simple ones
@@ -48,10 +48,23 @@ def for_each_task(k: Kernel, count: Dim, work: Dim, body: Callable[[Expr], None]
 
 
 @contextmanager
+def grid(blocks: Expr, threads: int) -> Iterator[tuple[Expr, Expr]]:
+    """A kernel of a device: its blocks, and the threads of each.
+
+    Where the device can, every kernel lets the next one be launched at once, and waits for the one ahead to end before it
+    touches memory: what a launch takes is hidden (CUDA C++ Programming Guide, "Programmatic Dependent Launch").
+    """
+    with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", index(threads)) as thread:
+        if launched_early():
+            for function in ("cudaTriggerProgrammaticLaunchCompletion", "cudaGridDependencySynchronize"):
+                T.evaluate(tirx.call_extern("int32", function))
+        yield block, thread
+
+
+@contextmanager
 def launch(tasks: Expr) -> Iterator[Expr]:
     """A kernel of a device with one thread per task."""
-    blocks = tirx.truncdiv(tasks + index(BLOCK - 1), index(BLOCK))
-    with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", index(BLOCK)) as thread:
+    with grid(tirx.truncdiv(tasks + index(BLOCK - 1), index(BLOCK)), BLOCK) as (block, thread):
         task = T.Bind(block * index(BLOCK) + thread)
         with T.If(task < tasks), T.Then():
             yield task

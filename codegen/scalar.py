@@ -53,18 +53,27 @@ def constant(value: bool | float, dtype: DType) -> Expr:
 # --- whose code is being written ----------------------------------------------------------------------------------------
 
 _device: ContextVar[bool] = ContextVar("device", default=False)
+_early: ContextVar[bool] = ContextVar("early", default=False)
 _ranges: ContextVar[Mapping[str, tuple[int, int | None]]] = ContextVar("ranges", default={})  # noqa: B039
 
 
 @contextmanager
-def code_of(body: Graph, device: bool) -> Iterator[None]:
-    """What is written inside is the body's, and runs on the processor or on a device whose threads are scalar."""
-    tokens = _device.set(device), _ranges.set(body.ranges)
+def code_of(body: Graph, device: bool, early: bool = False) -> Iterator[None]:
+    """What is written inside is the body's, and runs on the processor or on a device whose threads are scalar.
+
+    ``early`` kernels of a device are launched before the one ahead of them has ended (``loops.grid``).
+    """
+    tokens = (_device, _device.set(device)), (_early, _early.set(early)), (_ranges, _ranges.set(body.ranges))
     try:
         yield
     finally:
-        _device.reset(tokens[0])
-        _ranges.reset(tokens[1])
+        for variable, token in tokens:
+            variable.reset(token)  # type: ignore[arg-type]
+
+
+def launched_early() -> bool:
+    """Whether kernels of the device are launched before the one ahead of them has ended."""
+    return _early.get()
 
 
 def may_be_empty(extent: Dim) -> bool:

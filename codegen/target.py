@@ -63,6 +63,11 @@ class Device:
         return int("".join(filter(str.isdigit, self.arch)))
 
     @property
+    def early_launch(self) -> bool:
+        """Whether a kernel can be launched before the one ahead of it has ended, and wait for that itself."""
+        return self.capability >= 90
+
+    @property
     def exact(self) -> bool:
         """Whether code for it runs on this one alone, and not on later ones of the same major number."""
         return not self.arch[-1].isdigit()

@@ -17,7 +17,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir.dims import Dim
 
 from .kernel import Kernel
-from .loops import BLOCK, for_each_task
+from .loops import BLOCK, for_each_task, grid
 from .reader import index
 from .scalar import Expr, allocate, bind, dtype_name, inside_loop, on_device
 
@@ -147,11 +147,7 @@ def launch_teams(tasks: Expr, size: int, *, together: bool = False) -> Iterator[
     """A kernel of a device with ``size`` threads per task; ``together`` means that they are a block, however few."""
     block_size = size if size > WARP or together else BLOCK
     per_block = index(block_size // size)
-    blocks = tirx.truncdiv(tasks + per_block - index(1), per_block)
-    with (
-        T.launch_thread("blockIdx.x", blocks) as block,
-        T.launch_thread("threadIdx.x", index(block_size)) as thread,
-    ):
+    with grid(tirx.truncdiv(tasks + per_block - index(1), per_block), block_size) as (block, thread):
         if block_size == size:
             yield block, Team(size, thread, thread)
             return

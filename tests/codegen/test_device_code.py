@@ -9,7 +9,7 @@ import pytest
 from laws.ops import draw
 from laws.test_kernels import CASES, body_of
 
-from coilc.codegen.build import Launch, build_object, compile_device_code
+from coilc.codegen.build import EARLY, Launch, build_object, compile_device_code
 from coilc.codegen.target import TARGETS
 from coilc.ir import CoilError, parse_graph
 
@@ -32,7 +32,7 @@ def test_every_kernel_becomes_machine_code(name: str, tmp_path: Path) -> None:
 def test_a_launch_says_what_it_takes(tmp_path: Path) -> None:
     body = parse_graph("def body(x0: f32[B, 3]):\n    y0: f32[B, 3] = exp(x0)\n    return {'y0': y0}\n")
     info = build_object({"k": body}, TARGETS["cuda:sm_90a"], tmp_path / "kernels.o")
-    assert info.launches == (Launch("k_kernel", 3, ("blockIdx.x", "threadIdx.x")),)
+    assert info.launches == (Launch("k_kernel", 3, ("blockIdx.x", "threadIdx.x", EARLY)),)
 
 
 def test_without_a_compiler_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ...loops import grid
 from ...scalar import Expr, dtype_name
 from ..loops import i64, product
 
@@ -21,10 +22,7 @@ def blocks(extents: Sequence[Expr | int], threads: int) -> Iterator[tuple[list[E
     The last axis is that of neighbouring blocks. Their number, like that of every launch, fits 31 bits, so that the division
     of a block's number is a short one.
     """
-    with (
-        T.launch_thread("blockIdx.x", product(extents)) as block,
-        T.launch_thread("threadIdx.x", i64(threads)) as thread,
-    ):
+    with grid(product(extents), threads) as (block, thread):
         rest, place = T.Cast("int32", block), []
         for extent in reversed(extents[1:]):
             size = T.Cast("int32", i64(extent))

@@ -66,6 +66,8 @@ inline unsigned lane_of(const thread &t) {
 inline void __syncthreads() { emulated_now->barrier(); }
 inline void __syncwarp(unsigned mask = ~0u) { emulated_now->meet(0, mask); }
 inline void __threadfence() {}
+inline void cudaTriggerProgrammaticLaunchCompletion() {} // kernels run one after another
+inline void cudaGridDependencySynchronize() {}
 inline void __threadfence_block() {}
 inline unsigned __activemask() { return ~0u; }
 

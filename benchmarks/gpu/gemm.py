@@ -1,7 +1,7 @@
 """Matrix products on a GPU against torch: compiled where the compilers are, timed where the GPU is.
 
-    python benchmarks/gpu_gemm.py build FOLDER [cuda:sm_90a]
-    python benchmarks/gpu_gemm.py run FOLDER
+    python benchmarks/gpu/gemm.py build FOLDER [cuda:sm_90a]
+    python benchmarks/gpu/gemm.py run FOLDER
 
 The second command needs NumPy, torch and this repository, but no compiler. Every product is first compared with one in
 float64. Then both sides take turns; times are medians, by events on the GPU, of one recorded graph of products with different
@@ -106,5 +106,5 @@ def recorded(call: Callable[[], object]) -> Callable[[], object]:
 
 if __name__ == "__main__":
     command, folder, *target = sys.argv[1:]
-    artifact = Path(folder) / "gpu_gemm.coil"
+    artifact = Path(folder) / "gemm.coil"
     build(artifact, *(target or ["cuda:sm_90a"])) if command == "build" else run(artifact)

@@ -48,17 +48,25 @@ def for_each_task(k: Kernel, count: Dim, work: Dim, body: Callable[[Expr], None]
 
 
 @contextmanager
-def grid(blocks: Expr, threads: int) -> Iterator[tuple[Expr, Expr]]:
+def grid(blocks: Expr, threads: int, *, exclusive: bool = False) -> Iterator[tuple[Expr, Expr]]:
     """A kernel of a device: its blocks, and the threads of each.
 
     Where the device can, every kernel lets the next one be launched at once, and waits for the one ahead to end before it
-    touches memory: what a launch takes is hidden (CUDA C++ Programming Guide, "Programmatic Dependent Launch").
+    touches memory: what a launch takes is hidden (CUDA C++ Programming Guide, "Programmatic Dependent Launch"). A kernel
+    that wants its multiprocessors to itself, ``exclusive``, calls ``launch_next`` late: blocks that wait take room.
     """
     with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", index(threads)) as thread:
+        if not exclusive:
+            launch_next()
         if launched_early():
-            for function in ("cudaTriggerProgrammaticLaunchCompletion", "cudaGridDependencySynchronize"):
-                T.evaluate(tirx.call_extern("int32", function))
+            T.evaluate(tirx.call_extern("int32", "cudaGridDependencySynchronize"))
         yield block, thread
+
+
+def launch_next() -> None:
+    """The next kernel may be launched, once all blocks have come here; it still waits for this one to end."""
+    if launched_early():
+        T.evaluate(tirx.call_extern("int32", "cudaTriggerProgrammaticLaunchCompletion"))
 
 
 @contextmanager

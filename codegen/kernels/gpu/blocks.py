@@ -16,13 +16,15 @@ WARP = 32  # threads that run in step
 
 
 @contextmanager
-def blocks(extents: Sequence[Expr | int], threads: int) -> Iterator[tuple[list[Expr], Expr]]:
+def blocks(
+    extents: Sequence[Expr | int], threads: int, *, exclusive: bool = False
+) -> Iterator[tuple[list[Expr], Expr]]:
     """A kernel with a block per point of a grid: the point's indices and the thread of the block, in int64.
 
     The last axis is that of neighbouring blocks. Their number, like that of every launch, fits 31 bits, so that the division
-    of a block's number is a short one.
+    of a block's number is a short one. ``exclusive`` is that of ``grid``.
     """
-    with grid(product(extents), threads) as (block, thread):
+    with grid(product(extents), threads, exclusive=exclusive) as (block, thread):
         rest, place = T.Cast("int32", block), []
         for extent in reversed(extents[1:]):
             size = T.Cast("int32", i64(extent))
@@ -54,7 +56,7 @@ def grouped_tiles(extents: Sequence[Expr | int], threads: int) -> Iterator[tuple
     They are counted through a few rows of tiles, column by column, before the next rows.
     """
     *batch, rows, columns = extents
-    with blocks([*batch, i64(rows) * i64(columns)], threads) as ((*at, place), thread):
+    with blocks([*batch, i64(rows) * i64(columns)], threads, exclusive=True) as ((*at, place), thread):
         tile, all_rows, all_columns = (T.Cast("int32", i64(x)) for x in (place, rows, columns))
         strip = T.Bind(tirx.truncdiv(tile, all_columns * 8) * 8)
         height = T.Bind(tirx.min(all_rows - strip, tirx.const(8, "int32")))

@@ -15,6 +15,7 @@ from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import dims as d
 
+from ...loops import launch_next
 from ...scalar import Expr, select
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
@@ -54,7 +55,7 @@ def grid(k: Anchor, tile: Tile) -> list[Expr | int]:
 
 def emit_simt(k: Anchor, tile: Tile) -> None:
     """Write one launch of x[..., M, K] @ y[..., K, N]."""
-    with blocks(grid(k, tile), THREADS) as ((*at, column_block, row_block), thread):
+    with blocks(grid(k, tile), THREADS, exclusive=True) as ((*at, column_block, row_block), thread):
         _Block(k, tile, at, row_block * i64(tile.side), column_block * i64(tile.side), thread).emit()
 
 
@@ -138,6 +139,7 @@ class _Block:
 
     def _store(self) -> None:
         """The epilogue, a strip of one row of every thread at a time."""
+        launch_next()
         for i in range(self.tile.own):
             with unrolled(self.tile.own) as j:
                 T.buffer_store(self.strip, self.sums[i, j], [self.mine[X], self.tile.place(self.mine[Y], j)])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
+from ...loops import launch_next
 from ...scalar import Expr
 from ..anchor import Anchor
 from ..loops import i64, serial, unrolled
@@ -38,6 +39,7 @@ def store_staged(
     k: Anchor, staged: tirx.Buffer, columns: int, at: Sequence[Expr], first: Sequence[Expr], thread: Expr, threads: int
 ) -> None:
     """The epilogue of a tile by ``threads`` threads; the tile begins at the row and column ``first``."""
+    launch_next()
     rows, per_row = int(staged.shape[0]), columns // VECTOR
     with serial(rows * per_row // threads) as step:
         piece = step * i64(threads) + thread

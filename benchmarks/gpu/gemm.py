@@ -18,10 +18,10 @@ from pathlib import Path
 ROUNDS, CALLS = 9, 4
 # By entry: how many products, columns, inner extent, whether the right operands are [N, K], and the rows to try.
 PRODUCTS = {
-    "gemv": (8, 8192, 8192, False, (1,)),
-    "gemv_turned": (8, 8192, 8192, True, (1,)),
-    "wide": (8, 8192, 4096, False, (16, 64, 256, 4096)),
-    "wide_turned": (8, 8192, 4096, True, (16, 64, 256, 4096)),
+    "gemv": (16, 8192, 8192, False, (1,)),
+    "gemv_turned": (16, 8192, 8192, True, (1,)),
+    "wide": (32, 8192, 4096, False, (16, 64, 256, 4096)),
+    "wide_turned": (32, 8192, 4096, True, (16, 64, 256, 4096)),
     "square": (2, 8192, 8192, True, (8192,)),
 }
 

@@ -29,11 +29,15 @@ real = pytest.mark.skipif(not REAL, reason="no NVIDIA GPU here")
 
 
 @pytest.fixture(scope="session")
-def gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmulatedGPU | None]:
-    if REAL:
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
+    return None if REAL else build(tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="package")  # tests of other folders want the real compiler
+def gpu(library: Path | None) -> Iterator[EmulatedGPU | None]:
+    if library is None:
         yield None
         return
-    library = build(tmp_path_factory.mktemp("emulation"))
     before = dict(os.environ)
     os.environ["COILC_NVCC"] = NVCC
     yield EmulatedGPU(library)
@@ -46,7 +50,7 @@ def block() -> Block:
     return make_block()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def path(gpu: EmulatedGPU | None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(CARRIED) if CARRIED else compile_block(tmp_path_factory.mktemp("cuda") / "block.coil", TARGET)
 

@@ -17,6 +17,7 @@ from coilc.ir import Graph, Node, UnsupportedError, Value
 from coilc.ir import dims as d
 from coilc.ir.cost import graph_flops
 from coilc.passes.independent_axes import Cut
+from coilc.passes.plan_memory import root
 from coilc.passes.schedule_steps import Step, schedule_step
 from coilc.passes.state_sweeps import sweep_of
 
@@ -129,8 +130,9 @@ class Steps:
     def _advance(self, memory: Mapping[Value, tirx.Buffer], kept: Mapping[Value, tirx.Buffer]) -> None:
         """What the step made of the carries becomes the carries, unless it was written there."""
         for (value, state), after in zip(memory.items(), self.step.results, strict=False):
-            if kept[after] is not state:
-                self._copy(value, kept[after], state)
+            made = kept[root(after)]
+            if made is not state:
+                self._copy(value, made, state)
 
     def _store_carries(self, memory: Mapping[Value, tirx.Buffer]) -> None:
         """Write the last carries; those without a local size live in the results."""

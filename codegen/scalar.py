@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import tvm
 from tvm import tirx
@@ -15,6 +15,9 @@ from tvm.tirx.script.builder.frame import ForFrame, LaunchThreadFrame, WhileFram
 
 from coilc.ir import Dim, DType, Graph
 from coilc.ir import dims as d
+
+if TYPE_CHECKING:
+    from .target import Device
 
 Expr: TypeAlias = "tvm.ir.Expr"
 
@@ -52,28 +55,25 @@ def constant(value: bool | float, dtype: DType) -> Expr:
 
 # --- whose code is being written ----------------------------------------------------------------------------------------
 
-_device: ContextVar[bool] = ContextVar("device", default=False)
-_early: ContextVar[bool] = ContextVar("early", default=False)
+_device: ContextVar[Device | None] = ContextVar("device", default=None)
 _ranges: ContextVar[Mapping[str, tuple[int, int | None]]] = ContextVar("ranges", default={})  # noqa: B039
 
 
 @contextmanager
-def code_of(body: Graph, device: bool, early: bool = False) -> Iterator[None]:
-    """What is written inside is the body's, and runs on the processor or on a device whose threads are scalar.
-
-    ``early`` kernels of a device are launched before the one ahead of them has ended (``loops.grid``).
-    """
-    tokens = (_device, _device.set(device)), (_early, _early.set(early)), (_ranges, _ranges.set(body.ranges))
+def code_of(body: Graph, device: Device | None) -> Iterator[None]:
+    """What is written inside is the body's, and runs on the processor or on a device, whose threads are scalar."""
+    tokens = _device.set(device), _ranges.set(body.ranges)
     try:
         yield
     finally:
-        for variable, token in tokens:
-            variable.reset(token)  # type: ignore[arg-type]
+        _device.reset(tokens[0])
+        _ranges.reset(tokens[1])
 
 
 def launched_early() -> bool:
-    """Whether kernels of the device are launched before the one ahead of them has ended."""
-    return _early.get()
+    """Whether kernels of the device are launched before the one ahead of them has ended (``loops.grid``)."""
+    device = _device.get()
+    return device is not None and device.early_launch
 
 
 def may_be_empty(extent: Dim) -> bool:
@@ -83,7 +83,7 @@ def may_be_empty(extent: Dim) -> bool:
 
 def on_device() -> bool:
     """Whether scalar threads of a device run the code being written."""
-    return _device.get()
+    return _device.get() is not None
 
 
 def allocate(shape: Sequence[int], dtype: str) -> tirx.Buffer:

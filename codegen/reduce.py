@@ -23,7 +23,8 @@ from .kernel import Kernel
 from .loops import Span, blocks, for_each_task, lane_count, lanes, whole_axis
 from .reader import index
 from .scalar import Expr, inside_loop, on_device
-from .team import LARGEST, WARP, Team, first_of, for_each_row, launch_teams, team_size
+from .team import LARGEST, Team, first_of, for_each_row, launch_teams, team_size
+from .threads import WARP, shared, wait_for_block
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,12 @@ def _warp_of_results_per_block(k: Kernel, r: Reduction) -> None:
             total.add(index(0), k.reader.read(r.operand, r.source(place, k.reader.unravel(i, r.reduced_dims))))
 
         Team(parts, part, team.thread).each(k.extent(reduced), add)
-        shared = T.alloc_buffer((parts, WARP), str(total.buffer.dtype), scope="shared")
-        T.buffer_store(shared, total.buffer[index(0)], [part, lane])
-        T.evaluate(T.tvm_storage_sync("shared"))
+        memory = shared((parts, WARP), str(total.buffer.dtype))
+        T.buffer_store(memory, total.buffer[index(0)], [part, lane])
+        wait_for_block()
         with T.If(tirx.all(tirx.EQ(part, index(0)), column < k.extent(inner))), T.Then():
             with T.serial(index(1), index(parts)) as other:
-                total.merge(shared[other, lane])
+                total.merge(memory[other, lane])
             _store(k, r, place, total.total())
 
 

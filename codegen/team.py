@@ -20,8 +20,8 @@ from .kernel import Kernel
 from .loops import BLOCK, for_each_task, grid
 from .reader import index
 from .scalar import Expr, allocate, bind, dtype_name, inside_loop, on_device
+from .threads import EVERYONE, WARP, from_lane, shared, wait_for_block
 
-WARP = 32
 LARGEST = 1024
 ELEMENTS = 8  # of a long row that one thread takes, unless that asks for more than the largest team
 SHORT = 512  # elements of a row of unknown length that a warp takes
@@ -58,13 +58,13 @@ class Team:
         if self.size <= WARP:
             return parts
         warps, lane = self.size // WARP, bind(tirx.truncmod(self.thread, index(WARP)))
-        shared = [T.alloc_buffer((warps,), _carried(dtype_name(x)), scope="shared") for x in parts]
+        memory = [shared((warps,), _carried(dtype_name(x))) for x in parts]
         with T.If(tirx.EQ(lane, index(0))), T.Then():
-            for buffer, x in zip(shared, parts, strict=True):
+            for buffer, x in zip(memory, parts, strict=True):
                 T.buffer_store(buffer, T.Cast(str(buffer.dtype), x), [tirx.truncdiv(self.thread, index(WARP))])
-        T.evaluate(T.tvm_storage_sync("shared"))
+        wait_for_block()
         mine = bind(tirx.truncmod(lane, index(warps)))
-        loaded = [_named(T.Cast(dtype_name(x), buffer[mine])) for buffer, x in zip(shared, parts, strict=True)]
+        loaded = [_named(T.Cast(dtype_name(x), buffer[mine])) for buffer, x in zip(memory, parts, strict=True)]
         return self._butterfly(loaded, step, warps)
 
     def _butterfly(self, parts: list[Expr], step: Combine, size: int) -> list[Expr]:
@@ -79,14 +79,13 @@ class Team:
         """The value that the thread has whose number differs in the bit ``offset``."""
         dtype = dtype_name(x)
         carried = T.Cast(_carried(dtype), x) if _carried(dtype) != dtype else x
-        call = tirx.call_extern(_carried(dtype), "__shfl_xor_sync", self._mask(), carried, tirx.const(offset, "int32"))
-        moved = _named(call)
+        moved = _named(from_lane(carried, offset, self._mask()))
         return moved if _carried(dtype) == dtype else T.Cast(dtype, moved)
 
     def _mask(self) -> Expr:
         """The lanes of the warp that are in this team: other teams of the warp may have ended."""
         if self.size >= WARP:
-            return tirx.const(2**32 - 1, "uint32")
+            return tirx.const(EVERYONE, "uint32")
         first = tirx.truncmod(self.thread, index(WARP)) - self.lane
         return tirx.shift_left(tirx.const(2**self.size - 1, "uint32"), T.Cast("uint32", first))
 

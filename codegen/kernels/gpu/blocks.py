@@ -1,18 +1,21 @@
-"""Idioms of kernels whose threads work together: launches of blocks, and the memory that a block shares."""
+"""Idioms of kernels whose threads work together: launches of blocks, and walks through the memory that a block shares."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...loops import grid
-from ...scalar import Expr, dtype_name
-from ..loops import i64, product
+from coilc.ir import dims as d
 
-WARP = 32  # threads that run in step
+from ...loops import grid
+from ...scalar import Expr
+from ...threads import wait_for_block
+from ..anchor import Anchor
+from ..loops import ceildiv, i64, product, serial, when
+from ..matmul import X
 
 
 @contextmanager
@@ -33,20 +36,34 @@ def blocks(
         yield [T.Bind(T.Cast("int64", rest)), *reversed(place)], T.Bind(thread)
 
 
-def shared(shape: Sequence[int], dtype: str) -> tirx.Buffer:
-    """Memory of the block."""
-    return T.alloc_buffer(tuple(shape), dtype, scope="shared")
+def through_halves(
+    k: Anchor, depth: int, fetch: Callable[[Expr], None], add: Callable[[Expr], None], put: Callable[[Expr], None]
+) -> None:
+    """The walk of a product along its inner dimension, ``depth`` elements a step, through two halves of shared memory.
 
+    While the products of one half are added, what comes next is fetched into registers, to be put into the other half.
 
-def wait_for_block() -> None:
-    """Until all threads of the block are here, and what they wrote to its memory can be read."""
-    T.evaluate(T.tvm_storage_sync("shared"))
+    Args:
+        fetch: given where a step begins; what lies behind the end is zero.
+        add, put: given the half.
+    """
 
+    def walk() -> None:
+        fetch(i64(0))
+        put(i64(0))
+        wait_for_block()
+        with serial(ceildiv(inner, depth)) as step:
+            fetch((step + i64(1)) * i64(depth))
+            add(tirx.bitwise_and(step, i64(1)))
+            put(tirx.bitwise_and(step + i64(1), i64(1)))
+            wait_for_block()
 
-def from_lane(x: Expr, offset: int) -> Expr:
-    """What the thread of this warp has whose number differs in the bit ``offset``; all threads of the warp are here."""
-    everyone, distance = tirx.const(2**32 - 1, "uint32"), tirx.const(offset, "int32")
-    return tirx.call_extern(dtype_name(x), "__shfl_xor_sync", everyone, x, distance)
+    inner = k.extent(k.dims(X)[-1])
+    if d.bounds(k.dims(X)[-1], {})[0] > 0:
+        walk()
+    else:
+        with when(inner > i64(0)):
+            walk()
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...scalar import Expr
+from ...threads import WARP, from_lane, shared, wait_for_block
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
 from ..matmul import X, Y
-from .blocks import WARP, blocks, from_lane, shared, wait_for_block
+from .blocks import blocks
 from .operand import Vectors
 
 AHEAD = 4  # vectors of the right operand that a thread asks for at a time
@@ -140,8 +141,7 @@ class _DotProducts(_FewRows):
         warps, columns, inner = self.threads // WARP, self.k.dims(Y)[-1], self.k.dims(Y)[-2]
         if not isinstance(columns, int) or not isinstance(inner, int):
             return 1
-        multiprocessors = self.k.target.cores // 4
-        wanted = -(-4 * multiprocessors * warps // columns)
+        wanted = -(-self.k.target.cores * warps // columns)
         most = max(1, min(warps, inner // (WARP * self.right.width)))
         return min(1 << (wanted - 1).bit_length(), 1 << most.bit_length() - 1)
 

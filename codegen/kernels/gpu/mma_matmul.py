@@ -16,13 +16,13 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Node, Value
-from coilc.ir import dims as d
 
 from ...scalar import Expr, encode, select, storage_dtype
+from ...threads import WARP, wait_for_block
 from ..anchor import Anchor
-from ..loops import ceildiv, i64, local, serial, unrolled, when
+from ..loops import ceildiv, i64, local, unrolled
 from ..matmul import X, Y, inner_is_contiguous
-from .blocks import WARP, grouped_tiles, wait_for_block
+from .blocks import grouped_tiles, through_halves
 from .operand import Strided, strided
 from .staged import pitch, stage, store_staged
 
@@ -174,28 +174,13 @@ class _Block:
     def emit(self) -> None:
         with unrolled(self.tile.own[0] * self.tile.own[1] // WARP) as i:
             T.buffer_store(self.sums, tirx.const(0, "float32"), [i])
-        inner = self.k.dims(X)[-1]
-        if d.bounds(inner, {})[0] > 0:
-            self._multiply(self.k.extent(inner))
-        else:
-            with when(self.k.extent(inner) > i64(0)):
-                self._multiply(self.k.extent(inner))
+        through_halves(self.k, DEPTH, self._fetch, self._add_products, self._put)
         rows, columns = self.tile.own
         for i in range(rows // 16):
             start = i * columns // 2
             stage(self.staged, self.sums, start, self.mine[0] + i64(16 * i), self.mine[1], columns, self.lane)
         wait_for_block()
         store_staged(self.k, self.staged, self.tile.side, self.at, self.first, self.thread, THREADS)
-
-    def _multiply(self, inner: Expr) -> None:
-        self._fetch(i64(0))
-        self._put(i64(0))
-        wait_for_block()
-        with serial(ceildiv(inner, DEPTH)) as step:
-            self._fetch((step + i64(1)) * i64(DEPTH))
-            self._add_products(tirx.bitwise_and(step, i64(1)))
-            self._put(tirx.bitwise_and(step + i64(1), i64(1)))
-            wait_for_block()
 
     def _fetch(self, start: Expr) -> None:
         for part, first in zip(self.parts, self.first, strict=True):

@@ -21,9 +21,10 @@ from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
 from ...scalar import Expr, bind, const, dtype_name, reinterpret, select
+from ...threads import WARP, from_lane, shared, wait_for_block
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
-from .blocks import WARP, blocks, from_lane, shared, wait_for_block
+from .blocks import blocks
 from .fast import exp2, silu, softplus
 from .registers import Registers
 

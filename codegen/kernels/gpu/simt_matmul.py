@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from coilc.ir import dims as d
-
 from ...loops import launch_next
 from ...scalar import Expr, select
+from ...threads import shared, wait_for_block
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
 from ..matmul import X, Y, inner_is_contiguous
-from .blocks import blocks, shared, wait_for_block
+from .blocks import blocks, through_halves
 
 PADDING = 4  # elements between rows in shared memory, so that columns lie in different banks
 
@@ -74,28 +73,13 @@ class _Block:
     def emit(self) -> None:
         with unrolled(self.tile.own) as i, unrolled(self.tile.own) as j:
             T.buffer_store(self.sums, tirx.const(0, self.dtype), [i, j])
-        inner = self.k.dims(X)[-1]
-        if d.bounds(inner, {})[0] > 0:
-            self._multiply(self.k.extent(inner))
-        else:
-            with when(self.k.extent(inner) > i64(0)):
-                self._multiply(self.k.extent(inner))
+        through_halves(self.k, self.tile.depth, self._fetch, self._add_products, self._put)
         self._store()
 
-    def _multiply(self, inner: Expr) -> None:
-        """The walk along the inner dimension; what is fetched behind its end is zero."""
-        self._fetch(i64(0), inner)
-        self._put(i64(0))
-        wait_for_block()
-        with serial(ceildiv(inner, self.tile.depth)) as step:
-            self._fetch((step + i64(1)) * i64(self.tile.depth), inner)
-            self._add_products(tirx.bitwise_and(step, i64(1)))
-            self._put(tirx.bitwise_and(step + i64(1), i64(1)))
-            wait_for_block()
-
-    def _fetch(self, start: Expr, inner: Expr) -> None:
+    def _fetch(self, start: Expr) -> None:
         """The thread's elements of both operands for the step that begins at ``start``, into registers."""
-        k, rows, columns = self.k, self.k.extent(self.k.dims(X)[-2]), self.k.extent(self.k.dims(Y)[-1])
+        k, columns = self.k, self.k.extent(self.k.dims(Y)[-1])
+        rows, inner = map(k.extent, k.dims(X)[-2:])
 
         def left(line: Expr, n: Expr) -> Expr:
             return k.read(X, *self.at, tirx.min(self.row + line, rows - i64(1)), n)

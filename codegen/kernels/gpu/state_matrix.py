@@ -21,11 +21,12 @@ from coilc.ir.dims import Dim
 
 from ...math import exp
 from ...scalar import Expr, bind, dtype_name
+from ...threads import WARP, shared, wait_for_block
 from ..anchor import Anchor
 from ..delta_rule import BETA, ERASE, WRITE
 from ..gated_linear_attention import LOG_DECAY, K, Q, V
 from ..loops import ceildiv, i64, local, serial, unrolled, when
-from .blocks import WARP, blocks, shared, wait_for_block
+from .blocks import blocks
 from .registers import Registers
 
 ROWS = 16  # of the state that a thread has

@@ -18,10 +18,11 @@ from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...scalar import Expr
+from ...threads import WARP
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
 from ..matmul import X, Y
-from .blocks import WARP, grouped_tiles
+from .blocks import grouped_tiles
 from .operand import Strided
 from .staged import pitch, stage, store_staged
 

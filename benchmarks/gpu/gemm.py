@@ -10,12 +10,12 @@ right operands, so many that none is in the cache and the host does not count.
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROUNDS, CALLS = 9, 4
+from events import medians
+
 # By entry: how many products, columns, inner extent, whether the right operands are [N, K], and the rows to try.
 PRODUCTS = {
     "gemv": (16, 8192, 8192, False, (1,)),
@@ -43,24 +43,6 @@ def build(path: Path, target: str) -> None:
         results = ", ".join(f"'y{i}': y{i}" for i in range(count))
         entries[name] = parse_graph("\n".join([*lines, f"    return {{{results}}}\n"]))
     coilc.compile(Module(entries), path, target)
-
-
-def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Seconds on the GPU of each, in turns."""
-    import torch
-
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
-        for name, call in calls.items():
-            call()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            for _ in range(CALLS):
-                call()
-            end.record()
-            end.synchronize()
-            times[name].append(start.elapsed_time(end) / CALLS / 1e3)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def run(path: Path) -> None:

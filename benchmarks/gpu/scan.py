@@ -10,7 +10,6 @@ microseconds, by events on the GPU.
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -18,7 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-CHANNELS, STATES, ROUNDS, CALLS = 2048, 16, 9, 4
+from events import medians
+
+CHANNELS, STATES = 2048, 16
 SIZES = ((8, 4096), (1, 32768))
 CHECKED = (64, 256)  # channels and steps that are compared
 
@@ -85,20 +86,6 @@ def rival(given: dict[str, Any]) -> Callable[[], object]:
     return lambda: kernel(x, dt, a, b, c, given["skip"], z, given["bias"], True)
 
 
-def median(call: Callable[[], object]) -> float:
-    """Seconds on the GPU."""
-    import torch
-
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    call()
-    start.record()
-    for _ in range(CALLS):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / CALLS / 1e3
-
-
 def run(path: Path) -> None:
     import torch
 
@@ -117,11 +104,7 @@ def run(path: Path) -> None:
             sides = {"coilc": lambda n=name, g=given: model.run(n, g)}
             if find_spec("selective_scan_cuda"):
                 sides["mamba-ssm"] = rival(given)
-            times: dict[str, list[float]] = {side: [] for side in sides}
-            for _ in range(ROUNDS):
-                for side, call in sides.items():
-                    times[side].append(median(call))
-            ours, *theirs = (statistics.median(seconds) for seconds in times.values())
+            ours, *theirs = medians(sides).values()
             peer = f"  mamba-ssm {theirs[0] * 1e6:7.0f} us  ratio {theirs[0] / ours:5.2f}" if theirs else ""
             print(f"{name:5} B {batch} L {length:6}  coilc {ours * 1e6:7.0f} us{peer}  error {error:.1e}")
 

@@ -2,7 +2,8 @@
 
 ``generated`` is coilc without its hand-tuned kernel for the op: the kernel that the code generator makes of the op's
 decomposition. Every candidate is checked against the op's definition before it is timed; times are medians of interleaved
-rounds, and outputs of coilc and C++ lie in memory that is there already.
+rounds, and outputs of coilc and C++ lie in memory that is there already, the same for all: what kind of pages it has may
+make a third of the time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,12 @@ from coilc.passes import run_pipeline
 Call = Callable[[], Any]
 
 
+@cache
+def output(index: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The memory of the ``index``-th array of a shape that a candidate writes."""
+    return np.empty(shape, dtype)
+
+
 class Prepared:
     """A scheduled graph as calls of its kernels on arrays that are allocated once."""
 
@@ -52,6 +61,7 @@ class Prepared:
             [],
             dict(zip(self.graph.inputs, arrays, strict=True)),
         )
+        self.written: Counter[Any] = Counter()
         for node in self.graph.nodes:
             if node.op.name == "weight":
                 self.memory[node.results[0]] = np.ascontiguousarray(module.weights[node.attrs["name"]])
@@ -65,9 +75,14 @@ class Prepared:
     def _shape(self, value: Any) -> list[int]:
         return [d.evaluate(dim, self.symbols) for dim in value.dims]
 
+    def _output(self, value: Any) -> np.ndarray:
+        key = (*self._shape(value),), value.type.dtype.numpy
+        self.written[key] += 1
+        return output(self.written[key], *key)
+
     def _add(self, node: Any) -> None:
         kernel = Compiled(node.attrs["body"])
-        outputs = [np.empty(self._shape(v), v.type.dtype.numpy) for v in node.results]
+        outputs = [self._output(v) for v in node.results]
         self.memory.update(zip(node.results, outputs, strict=True))
         pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*(self.memory[v] for v in node.inputs), *outputs)]
         extents = [self.symbols[name] for name in kernel.symbols]
@@ -190,7 +205,7 @@ def cpp_scan(arrays: list[np.ndarray], block: int) -> Call:
     flags = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC", f"-DBLOCK={block}"]
     subprocess.run(["g++", *flags, "scan.cc", "-o", "scan.so"], cwd=folder, check=True)
     function = ctypes.CDLL(str(folder / "scan.so")).selective_scan
-    memory = (*arrays, np.empty_like(arrays[0]), np.empty_like(arrays[-1]))  # kept alive by the call
+    memory = (*arrays, *(output(1, a.shape, a.dtype) for a in (arrays[0], arrays[-1])))
     extents = [ctypes.c_long(n) for n in arrays[0].shape[1:]]
     return lambda: function(*extents, *(ctypes.c_void_p(v.ctypes.data) for v in memory))
 

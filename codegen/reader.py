@@ -22,7 +22,7 @@ from coilc.ir.dims import Dim, Dims
 from coilc.ir.opdef import ELEMENTWISE
 
 from .elementwise import evaluate
-from .scalar import Expr, bind, compute_dtype, constant, convert, decode, encode, guarded, may_be_empty
+from .scalar import Expr, bind, compute_dtype, constant, convert, decode, encode, guarded, may_be_empty, prefetch
 
 Indices = Sequence[Expr]
 View = Callable[[Indices], Expr]
@@ -181,6 +181,22 @@ class Reader:
                 indices.append(tirx.truncmod(position, extent))
                 position = tirx.truncdiv(position, extent)
         return indices[::-1]
+
+
+class Prefetcher(Reader):
+    """Reads nothing: starts loading the cache lines that the elements which are asked for take, and gives zeros."""
+
+    def _evaluate(self, value: Value, indices: Indices) -> Expr:
+        if ELEMENTWISE not in value.op.traits and value.op.name != "cast":
+            return super()._evaluate(value, indices)
+        for operand in value.node.inputs:
+            self._read(operand, indices)
+        return constant(0, value.type.dtype)
+
+    def load(self, value: Value, indices: Indices) -> Expr:
+        if len(self.buffers[value].shape) == 1:
+            prefetch(self.buffers[value], self.offset(indices, value.dims))
+        return constant(0, value.type.dtype)
 
 
 def store_element(buffer: tirx.Buffer, indices: Indices, value: Expr, dtype: Any) -> None:

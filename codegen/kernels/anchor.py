@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,11 +15,13 @@ from coilc.ir.dims import Dim, Dims
 from coilc.ir.opdef import MOVEMENT
 
 from ..kernel import Kernel
-from ..scalar import Expr, compute_dtype, dtype_name, prefetch
+from ..reader import Prefetcher
+from ..scalar import Expr, compute_dtype, dtype_name, on_device, prefetch
 from ..target import Target
 from .loops import i64
 
 LINE = 512  # bits of a cache line
+AHEAD = 8  # steps of a recurrence that its rows are prefetched before their time; most take over 100 ns each
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,20 @@ class Anchor:
         place = self.kernel.reader.offset(indices, value.dims) + i64(8 * ahead // bits)
         for line in range(-(-count * bits // LINE)):
             prefetch(self.kernel.reader.buffers[value], place + i64(line * LINE // bits))
+
+    @cached_property
+    def _prefetcher(self) -> Prefetcher:
+        reader = self.kernel.reader
+        return Prefetcher(reader.body, reader.buffers, reader.dims, reader.views)
+
+    def prefetch_row(self, operand: str | int, width: int, place: Callable[[Expr], Sequence[Expr]]) -> None:
+        """Start loading the elements ``place(0)`` to ``place(width - 1)``, which are neighbours, or what they need.
+
+        For tasks that take a part of every row: the processor itself looks no further than the end of a page.
+        """
+        if not on_device():
+            for first in range(0, width, LINE // 32):
+                self._prefetcher.read(self.operands[operand], place(i64(first)))
 
     def extent(self, dim: Dim) -> Expr:
         """A dimension as an int64 expression."""

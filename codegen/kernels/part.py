@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ..reader import Indices, View
@@ -40,15 +40,22 @@ class Part:
         """Reads this part of an operand, or of its slice at ``t``."""
 
         def read(indices: Indices) -> Expr:
-            place = self._shifted(indices, self.operands[i])
-            return self.k.read(i, *(place if t is None else self.stacked(t, place)))
+            return self.k.read(i, *self._place(i, t, indices))
 
         return read
+
+    def prefetch_row(self, i: int, t: Expr, width: int, place: Callable[[Expr], Indices]) -> None:
+        """Start loading ``width`` neighbouring elements of a sequence at ``t``."""
+        self.k.prefetch_row(i, width, lambda j: self._place(i, t, place(j)))
 
     def store(self, i: int, t: Expr | None, indices: Indices, value: Expr) -> None:
         """Write an element of a carry, or of an output at ``t``."""
         place = self._shifted(indices, self.results[i])
         self.k.store(i, place if t is None else self.stacked(t, place), value)
+
+    def _place(self, i: int, t: Expr | None, indices: Indices) -> list[Expr]:
+        place = self._shifted(indices, self.operands[i])
+        return place if t is None else self.stacked(t, place)
 
     def _shifted(self, indices: Indices, starts: Starts) -> list[Expr]:
         return [self._sum(starts[a], i) if a in starts else i for a, i in enumerate(indices)]

@@ -17,7 +17,7 @@ from coilc.ir import dims as d
 
 from ..math import exp2, exp2_in_range, silu, softplus
 from ..scalar import Expr, bind, const, dtype_name, on_device, select
-from .anchor import Anchor
+from .anchor import AHEAD, Anchor
 from .loops import Blocks, i64, lanes, local, parallel, product, serial, unravel
 
 X, DT, A, B, C = range(5)
@@ -84,6 +84,8 @@ def _step(task: Task, t: Expr, h: tirx.Buffer, rates: tirx.Buffer) -> None:
     k, b, g, first = task.k, task.b, task.g, task.first
     (states, width), dtype = map(int, h.shape), str(h.dtype)
     dt, dtx, y = (local((width,), dtype) for _ in range(3))
+    for operand in (X, DT, *filter(k.has, ("z",))):
+        k.prefetch_row(operand, width, lambda j: [b, t + i64(AHEAD), first + j])
     with lanes(width) as j:
         T.buffer_store(dt, _step_size(task, t, j, dtype), [j])
     with lanes(width) as j:

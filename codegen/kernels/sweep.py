@@ -24,6 +24,7 @@ from ..accumulate import Accumulator, register_dtype
 from ..reader import Indices, Reader, View, store_element
 from ..rows import EXPENSIVE
 from ..scalar import Expr, decode, encode, storage_dtype
+from .anchor import AHEAD
 from .loops import Blocks, i64, lanes, local, serial, when
 from .part import Part
 
@@ -97,6 +98,7 @@ class Passes:
         """Some steps in one pass over the state."""
         moments = []
         for t, buffers in zip(times, memory, strict=False):
+            self._prefetch(t)
             views = self._slices(t)
             self._compute(buffers, views)
             moments.append(Moment(t, views, self._open(self.sweep.reductions)))
@@ -116,6 +118,7 @@ class Passes:
             self._sum(self._ahead(self._time(i64(0)), ahead, sums))
         now = self._open(first)
         with serial(length) as step:
+            self._prefetch(self._time(step))
             for v in first:
                 _move(now[v], sums[v])
             moment = Moment(self._time(step), self._slices(self._time(step)), now)
@@ -218,6 +221,15 @@ class Passes:
         carries, last = self.part.carries, self.part.carries + self.k.node.attrs["sequences"]
         inputs = enumerate(self.sweep.body.inputs[carries:], carries)
         return {v: self.part.operand(i, t if i < last else None) for i, v in inputs} | self.once
+
+    def _prefetch(self, t: Expr) -> None:
+        """Start loading the vectors of a later step."""
+        later = t + i64(-AHEAD if self.k.node.attrs["reverse"] else AHEAD)
+        last = self.part.carries + self.k.node.attrs["sequences"]
+        for i, value in enumerate(self.sweep.body.inputs[self.part.carries : last], self.part.carries):
+            row, lane = self.sweep.places.get(value, (None, None))
+            if lane is not None and row is None:
+                self.part.prefetch_row(i, later, self.sweep.lanes, partial(_index, value, (None, lane), i64(0)))
 
     def _compute_once(self) -> None:
         """What no step changes."""

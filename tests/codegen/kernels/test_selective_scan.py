@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from coilc.codegen.target import TARGETS
 from coilc.ir.interpret import evaluate_body
 
 from .harness import Compiled
@@ -45,6 +46,13 @@ def test_all_operands(d: int, n: int, g: int) -> None:
     kernel = Compiled(FULL.format(d=d, n=n, g=g))
     for batch, length in ((1, 1), (2, 2), (3, 7), (1, 37)):
         kernel.check_random(ranges=RANGES, B=batch, L=length)
+
+
+@pytest.mark.parametrize(("body", "rows"), [(FULL.format(d=16, n=4, g=1), 3), (FUSED, 2)])
+def test_rows_are_prefetched_through_prologues(body: str, rows: int) -> None:
+    """x, dt and z, one cache line each."""
+    listing = Compiled(body, TARGETS["x86-64-v4"]).library.inspect_source("asm")
+    assert listing.count("prefetcht0") in (rows, 2 * rows)  # the loop on this thread, and that on the pool
 
 
 def test_prologue_and_epilogue() -> None:

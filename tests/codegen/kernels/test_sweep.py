@@ -150,6 +150,12 @@ def ranges(n: int) -> dict[str, tuple[float, float]]:
     return {"k": (-(n**-0.5), n**-0.5), "a": (-2.0, 0.0), "b": (0.0, 1.0)}
 
 
+def test_vectors_of_later_steps_are_prefetched() -> None:
+    assert "prefetcht0" in Compiled(scan_of("selective", 16, 32), parse_target("x86-64-v4")).library.inspect_source(
+        "asm"
+    )
+
+
 MIXED = {
     "other rows": "old = flip(h, axes=(1,))",
     "other lanes": "old = flip(h, axes=(2,))",

@@ -109,6 +109,8 @@ def test_kernel_agrees_with_reference_at_the_edges(place: int) -> None:
 def test_every_core_op_has_a_lowering(target: str) -> None:
     missing = []
     for case in CASES:
+        if not (case[0].is_core or case[0].name in TARGETS[target].claims):
+            continue
         try:
             lower_body(body_of(case, draw(case[1])), "probe", TARGETS[target])
         except CoilError as error:

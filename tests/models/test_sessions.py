@@ -10,35 +10,38 @@ pytest.importorskip("transformers")
 from models import zoo
 
 import coilc
-from coilc.comparison.metrics import TOLERANCE
+from coilc.comparison.metrics import TOLERANCE, difference
 from coilc.runtime import RunError
 
 # RecurrentGemma keeps its last state in an attribute, which torch.export puts back.
 pytestmark = pytest.mark.filterwarnings("ignore:The tensor attribute.*assigned during export")
 
 LENGTH, CONTEXT = 37, 40
-DECODERS = {**zoo.MODELS, **zoo.HYBRIDS}
-NAMES = (
-    "llama", "gpt2", "mistral", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h", "lfm2",
-    "zamba2", "recurrent_gemma", "qwen3_next", "olmo_hybrid", "kimi_linear",
-)  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def compiled(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    case = DECODERS[request.param]()
+@pytest.fixture(scope="module", params=zoo.DECODERS)
+def case(request: pytest.FixtureRequest) -> zoo.Case:
+    return (zoo.MODELS | zoo.HYBRIDS)[request.param]()
+
+
+@pytest.fixture(scope="module")
+def compiled(case: zoo.Case, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     program = coilc.export(
         case.module, case.args, case.kwargs, dynamic_shapes=case.dynamic_shapes, lengths=case.lengths
     )
-    path = tmp_path_factory.mktemp(request.param) / "model.coil"
+    path = tmp_path_factory.mktemp("decoder") / "model.coil"
     coilc.compile(program, path, entries=("main", "prefill", "step"), context=CONTEXT)
     inputs = case.make_inputs(B=2, L=LENGTH)
-    return coilc.load(path, threads=1), inputs["input_ids"].numpy(), case.eager(inputs)["logits"].numpy(), path.parent
+    return coilc.load(path, threads=2), inputs["input_ids"].numpy(), case.eager(inputs)["logits"].numpy(), path.parent
 
 
 def check(found: list[np.ndarray], expected: np.ndarray) -> None:
-    error = np.linalg.norm(np.concatenate(found, 1) - expected) / np.linalg.norm(expected)
-    assert error <= TOLERANCE["float32"]
+    assert difference(np.concatenate(found, 1), expected).relative_error <= TOLERANCE["float32"]
+
+
+def test_one_artifact_serves_every_size(case: zoo.Case, compiled: tuple) -> None:
+    error, place = case.worst(compiled[0])
+    assert error <= TOLERANCE["float32"], place
 
 
 def test_every_split_equals_the_whole(compiled: tuple) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from coilc.comparison.metrics import difference
 
 Inputs = dict[str, Tensor]
 
@@ -44,6 +47,18 @@ class Case:
         with torch.no_grad():
             result = self.module(**inputs, **extra)
         return {name: value for name, value in result.items() if isinstance(value, Tensor)}
+
+    def worst(self, run: Callable[..., Mapping[str, np.ndarray]]) -> tuple[float, str]:
+        """The largest relative error of ``run``, which takes arrays by name, over all sizes and outputs; and where it is."""
+        errors = []
+        for size in self.sizes:
+            inputs = self.make_inputs(**size)
+            found = run(**{name: tensor.numpy() for name, tensor in inputs.items()})
+            expected = self.eager(inputs)
+            assert list(found) == list(expected)
+            for name, tensor in expected.items():
+                errors.append((difference(found[name], tensor.numpy()).relative_error, f"'{name}' at {size}"))
+        return max(errors)
 
 
 _TOKENS = 61
@@ -274,3 +289,9 @@ HYBRIDS: Mapping[str, Callable[[], Case]] = {
     ),
     "lfm2": _hybrid("Lfm2Config", "Lfm2ForCausalLM", layer_types=["conv", "full_attention"]),
 }  # fmt: skip
+
+# Those that run piece by piece, besides the plain recurrences.
+DECODERS = (
+    "llama", "gpt2", "mistral", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h", "lfm2",
+    "zamba2", "recurrent_gemma", "qwen3_next", "olmo_hybrid", "kimi_linear",
+)  # fmt: skip

@@ -1,9 +1,9 @@
-/* As fast as a core reads memory: four places at once, so that several pages are fetched ahead, in vectors of 64 bytes. */
+/* As fast as a core reads memory: eight places at once, so that several pages are fetched ahead, in vectors of 64 bytes. */
 #include <stdint.h>
 
 typedef float vector __attribute__((vector_size(64)));
 
-enum { STREAMS = 4, UNROLLED = 2 };
+enum { STREAMS = 8, UNROLLED = 2 };
 
 float read_memory(const vector *at, int64_t bytes) {
     vector sums[STREAMS * UNROLLED] = {0};

@@ -18,7 +18,6 @@ from .tile import Product, Tile
 
 X, W = range(2)
 ROW_BLOCK = 256
-AHEAD = 8192  # bytes of a panel between what a low tile reads and what it asks the memory for
 
 
 def emit_packed_matmul(k: Anchor) -> None:
@@ -46,7 +45,6 @@ def _multiply(k: Anchor, tile: Tile, out: tirx.Buffer, row: Expr, rows: Expr, co
         right=lambda inner, j: k.read(W, panel, inner, part * i64(tile.width) + j),
         write=lambda i, j, value: T.buffer_store(out, value, [i, j]),
         stage=k.is_computed(X),
-        ahead=lambda inner: k.prefetch(W, AHEAD, tile.width, panel, inner, part * i64(tile.width)),
     )
     tile.multiply(rows, k.extent(k.dims(X)[-1]), product)
 

@@ -15,6 +15,7 @@ from ..target import Target
 from .loops import ceildiv, i64, lanes, local, serial, when
 
 RUN = 128  # terms summed in registers before they are added to the totals
+STRETCHES = 4  # of the inner dimension that a low tile walks side by side; the addresses of more leave the registers
 
 Read = Callable[[Expr, Expr], Expr]
 Write = Callable[[Expr, Expr, Expr], None]
@@ -26,14 +27,12 @@ class Product:
 
     Attributes:
         stage: reading ``left`` takes more than a load; a run of it is copied to local memory first, in vectors.
-        ahead: called for each k of a tile of few rows, which waits for memory: it starts loads of what ``right`` reads later.
     """
 
     left: Read
     right: Read
     write: Write
     stage: bool = False
-    ahead: Callable[[Expr], None] = lambda k: None
 
 
 @dataclass(frozen=True)
@@ -73,49 +72,54 @@ class Tile:
     def _multiply(self, height: int, inner: Expr, product: Product) -> None:
         """Sums over short runs of the inner dimension are added to totals: one long fp32 sum loses twice as much.
 
-        A low tile keeps several partial sums per element: enough independent multiply-adds to hide their latency.
+        A low tile walks several stretches of the inner dimension side by side, each with its own sums: that hides the
+        latency of multiply-adds, and memory is read faster from several places at once.
         """
-        parts = max(1, self.rows // (2 * height))
+        parts = min(self.rows // height, STRETCHES)
+        steps = RUN // parts
         totals, *sums = ([local((self.width,), self.dtype) for _ in range(height)] for _ in range(parts + 1))
         staged = [local((RUN,), self.dtype) for _ in range(height)] if product.stage else []
+        stretch = tirx.truncdiv(inner, i64(parts))
 
-        def add(part: int, first: Expr, k: Expr) -> None:
-            if parts > 1:
-                product.ahead(first + k)
+        def add(part: int, k: Expr, kept: Expr | None = None) -> None:
             for i, row in enumerate(sums[part]):
-                x = staged[i][k] if staged else product.left(i64(i), first + k)
+                x = product.left(i64(i), k) if kept is None else staged[i][kept]
                 with lanes(self.width) as j:
-                    T.buffer_store(row, row[j] + x * product.right(first + k, j), [j])
+                    T.buffer_store(row, row[j] + x * product.right(k, j), [j])
 
-        self._clear(totals)
-        with serial(ceildiv(inner, RUN)) as run:
-            self._clear(chain(*sums))
-            first = run * i64(RUN)
-            count = tirx.min(inner - first, i64(RUN))
-            whole = tirx.truncdiv(count, i64(parts))
-            self._copy(staged, lambda i, k: product.left(i, first + k), count)
-            with serial(whole) as k:
-                for part in range(parts):
-                    add(part, first, k * i64(parts) + i64(part))
-            if parts > 1:
-                with serial(count, start=whole * i64(parts)) as k:
-                    add(0, first, k)
+        def flush() -> None:
             for total, *rows in zip(totals, *sums, strict=True):
                 with lanes(self.width) as j:
                     T.buffer_store(total, sum((row[j] for row in rows), total[j]), [j])
+            self._clear(chain(*sums))
+
+        self._clear(chain(totals, *sums))
+        with serial(ceildiv(stretch, steps)) as run:
+            places = [i64(part) * stretch + run * i64(steps) for part in range(parts)]
+            count = tirx.min(stretch - run * i64(steps), i64(steps))
+            for part, first in enumerate(places):
+                self._copy(staged, part * steps, lambda i, k, first=first: product.left(i, first + k), count)
+            with serial(count) as k:
+                for part, first in enumerate(places):
+                    add(part, first + k, i64(part * steps) + k if staged else None)
+            flush()
+        if parts > 1:
+            with serial(inner, start=i64(parts) * stretch) as k:
+                add(0, k)
+            flush()
         for i, total in enumerate(totals):
             with lanes(self.width) as j:
                 product.write(i64(i), j, total[j])
 
-    def _copy(self, rows: Sequence[tirx.Buffer], left: Read, count: Expr) -> None:
-        """The first ``count`` columns of a run."""
+    def _copy(self, rows: Sequence[tirx.Buffer], to: int, left: Read, count: Expr) -> None:
+        """``left`` at the first ``count`` columns, from place ``to`` of the rows on."""
         whole = tirx.truncdiv(count, i64(self.width))
         for i, row in enumerate(rows):
             with serial(whole) as step, lanes(self.width) as j:
                 k = step * i64(self.width) + j
-                T.buffer_store(row, left(i64(i), k), [k])
+                T.buffer_store(row, left(i64(i), k), [i64(to) + k])
             with serial(count, start=whole * i64(self.width)) as k:
-                T.buffer_store(row, left(i64(i), k), [k])
+                T.buffer_store(row, left(i64(i), k), [i64(to) + k])
 
     def _clear(self, rows: Iterable[tirx.Buffer]) -> None:
         for row in rows:

@@ -31,6 +31,16 @@ def dot(target: Target, sums: Expr, x: Expr, w: Expr, lanes: int) -> Expr:
     return sums + _pair_sums(_halves(x, lanes), _halves(w, lanes), lanes)
 
 
+def has_dot_of_pairs(target: Target) -> bool:
+    """Whether there is ``dot_of_pairs``."""
+    return "i8mm" in target.features
+
+
+def dot_of_pairs(sums: Expr, x: Expr, w: Expr) -> Expr:
+    """``sums[2 i + j] + sum over t < 8 of x[8 i + t] * w[8 j + t]`` for i, j < 2: int32x4 and vectors of 16 bytes."""
+    return _intrinsic("llvm.aarch64.neon.smmla", sums, x, w)
+
+
 def _intrinsic(name: str, sums: Expr, *factors: Expr) -> Expr:
     return T.call_llvm_pure_intrin(str(sums.ty.dtype), T.llvm_lookup_intrinsic_id(name), sums, *factors)
 

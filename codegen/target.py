@@ -192,6 +192,7 @@ def _preset(name: str, cpu: str, *features: str, cores: int = 4) -> Target:
 
 
 _V8_2 = ("asimddp", "asimdhp", "asimdrdm", "fphp")
+_APPLE = (*_V8_2, "asimdfhm", "fcma", "sha3")
 PRESETS: Mapping[str, Target] = {
     target.name: target
     for target in (
@@ -199,9 +200,12 @@ PRESETS: Mapping[str, Target] = {
         _preset("rpi5", "cortex-a76", *_V8_2),
         _preset("jetson-orin", "cortex-a78ae", *_V8_2, cores=8),
         _preset("graviton", "neoverse-n1", *_V8_2),  # Graviton 2, and so every later one
-        _preset(
-            "apple-m", "apple-m1", *_V8_2, "asimdfhm", "fcma", "sha3", cores=8
-        ),  # Linux, such as in a container on a Mac
+        replace(
+            _preset("graviton3", "neoverse-v1", *_V8_2, "i8mm", "bf16"),
+            attributes=(*_NEON.attributes, "-sve"),  # LLVM would write vectors of unknown length where it chooses them
+        ),
+        _preset("apple-m", "apple-m1", *_APPLE, cores=8),  # Linux, such as in a container on a Mac
+        _preset("apple-m2", "apple-m2", *_APPLE, "i8mm", "bf16", cores=8),  # and later ones
     )
 }
 

@@ -25,11 +25,12 @@ from coilc.ir import parse_graph
 REPORT = Path(__file__).parent / "report.md"
 MODELS = {"cortex-a76": "neoverse-n1", "neoverse-v1": "neoverse-v1"}  # LLVM gives the A76 the tables of the A57
 PORTS = {"cortex-a76": 2, "neoverse-v1": 4}  # 128-bit pipes for floating point
+WITH_I8MM = {"neoverse-v1"}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel by its body, and what its elements are: ``per`` lanes of the instructions that match ``pattern``.
+    """A kernel by its body, and what its elements are: ``each`` per lane of the instructions that match ``pattern``.
 
     ``extensions`` are those of the target beyond ``aarch64``.
     """
@@ -37,7 +38,7 @@ class Kernel:
     body: str
     element: str
     pattern: str
-    per: int = 1
+    each: int = 1
     extensions: str = ""
 
 
@@ -66,13 +67,13 @@ KERNELS = {
     "GEMV, fp32": Kernel(_kernel("x: f32[1, 768], w: f32[24, 768, 32]", "packed_matmul(x, w, columns=768)"), *_ADD),
     **{
         f"{name}, {bits}{extension}": Kernel(
-            _kernel(f"x: i8[{rows}, 768], w: {panels}", "quantized_matmul(x, w, s, columns=768)"), "quad", pattern,
-            extensions=extension,
+            _kernel(f"x: i8[{rows}, 768], w: {panels}", "quantized_matmul(x, w, s, columns=768)"), "quad", pattern, each,
+            extension,
         )
         for bits, panels in _PANELS.items()
-        for extension, pattern in (("", r"mul v"), ("+dotprod", r"sdot"))
+        for extension, pattern, each in (("", r"mul v", 1), ("+dotprod", r"sdot", 1), ("+dotprod+i8mm", r"smmla", 2))
         for name, rows in (("GEMM", "M"), ("GEMV", "1"))
-        if (name, bits) != ("GEMM", "int4")
+        if (name, pattern) != ("GEMV", "smmla")
     },
     "matmul of activations": Kernel(_kernel("x: f32[B, L, 64], y: f32[B, 64, S]", "matmul(x, y)", "z"), *_ADD),
     **{
@@ -122,11 +123,14 @@ def loops_of(kernel: Kernel) -> list[Loop]:
 
 
 def _row(name: str, kernel: Kernel, loop: Loop, tool: str) -> str:
-    size, elements = len(loop.code), loop.lanes(kernel.pattern) // kernel.per
+    size, elements = len(loop.code), loop.lanes(kernel.pattern) * kernel.each
     scalar = size - loop.vector - loop.memory
     cells = [name, size, loop.arithmetic, loop.vector - loop.arithmetic, loop.memory, scalar, loop.width]
     cells += [len(loop.spills), len(loop.calls), f"{elements} {kernel.element}s"]
     for cpu, ports in PORTS.items():
+        if "i8mm" in kernel.extensions and cpu not in WITH_I8MM:
+            cells += ["-"] * 3
+            continue
         found, bound = cycles(loop, MODELS[cpu], tool), loop.arithmetic / ports
         cells += [f"{found / elements:.3f}", f"{bound / elements:.3f}", f"{bound / found:.0%}"]
     return "| " + " | ".join(map(str, cells)) + " |"
@@ -175,7 +179,7 @@ Cycles are llvm-mca's ({version}), for an endless run of the loop with every loa
 Cortex-A76 they are those of the Neoverse N1, which is the same core for servers: LLVM itself has only the tables of the
 Cortex-A57 for it, whose pipes are half as wide. llvm-mca takes a store and the loads of the next round as independent. The bound is arithmetic alone: vector instructions of floating point, and products of
 integers, over the pipes for them (2 and 4 of 128 bits), as if everything else were free and a division cost as much as a sum. A quad is four products of bytes
-and their sum.
+and their sum; the A76 has no `smmla`.
 
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -81,7 +83,20 @@ def test_an_operand_may_be_a_view() -> None:
         kernel.check_random(M=rows)
 
 
-@pytest.mark.parametrize(("level", "instruction"), [("x86-64-v4+vnni", "vpdpbusd"), ("aarch64+dotprod", "sdot")])
+INSTRUCTIONS = {
+    "x86-64-v4+vnni": {"vpdpbusd"},
+    "aarch64+dotprod": {"sdot"},
+    "aarch64+dotprod+i8mm": {"sdot", "smmla"},  # for one row and for more
+}
+
+
+@pytest.mark.parametrize("level", INSTRUCTIONS)
 @pytest.mark.parametrize("form", FORMATS)
-def test_the_instruction_is_used(form: str, level: str, instruction: str) -> None:
-    assert instruction in Compiled(plain(form, 64, 32, 1), parse_target(level)).library.inspect_source("asm")
+def test_the_instructions_are_used(form: str, level: str) -> None:
+    assembly = Compiled(plain(form, 64, 32, 1), parse_target(level)).library.inspect_source("asm")
+    assert set(re.findall(r"\b(?:vpdpbusd|sdot|smmla)\b", assembly)) == INSTRUCTIONS[level]
+
+
+def test_a_row_alone_needs_no_tile_for_more() -> None:
+    one = Compiled(plain("int8", 64, 32, 1).replace("M,", "1,"), parse_target("aarch64+dotprod+i8mm"))
+    assert "smmla" not in one.library.inspect_source("asm")

@@ -56,7 +56,7 @@ class _Slot:
 class _Planner:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.ranges = graph, graph.ranges
-        self.outside = {v for v in graph.results} | set(graph.inputs)
+        self.outside = {root(v) for v in graph.results} | set(graph.inputs)
         self.slots: list[_Slot] = []
         self.free: list[int] = []
         self.placement: dict[Value, int] = {}

@@ -79,6 +79,22 @@ def check_plan(graph: Graph) -> MemoryPlan:
     return plan
 
 
+VIEW = """
+def main(x: f32[B, L, 4], *, B: dim[1:], L: dim[1:]):
+    w: f32[4, 4] = weight(name="w", type=f32[4, 4])
+    v0: f32[B*L, 4] = reshape(x, dims=(B*L, 4))
+    v1: f32[B*L, 4] = matmul(v0, w)
+    v2: f32[B, L, 4] = reshape(v1, dims=(B, L, 4))
+    return {"y": v2}
+"""
+
+
+def test_an_output_that_is_a_view_is_written_where_it_is_wanted() -> None:
+    graph = run_pipeline(module_of(VIEW, np.random.default_rng(0))).entries["main"]
+    assert graph.results[0].op.name == "reshape"
+    assert check_plan(graph).slots == ()
+
+
 SMALL = """
 def main(x: f32[B, 4], *, B: dim[1:]):
     v0: f32[B, 4] = silu(x)

@@ -13,7 +13,6 @@ HERE = Path(__file__).parent
 _FLAGS = (
     "-std=c++17",
     "-O1",
-    "-shared",
     "-fPIC",
     "-w",
     "-fvisibility=hidden",
@@ -52,8 +51,11 @@ def main(arguments: list[str]) -> int:
     with TemporaryDirectory(prefix="coilc-") as folder:
         translated = Path(folder) / "kernels.cc"
         translated.write_text(translate(source.read_text()))
-        compiler = [sys.executable, "-m", "ziglang", "c++", *_FLAGS, f"-I{HERE / 'include'}"]
-        return subprocess.run([*compiler, str(translated), "-o", output]).returncode
+        zig, compiled = [sys.executable, "-m", "ziglang"], str(translated.with_suffix(".o"))
+        compiler = [*zig, "c++", "-c", *_FLAGS, f"-I{HERE / 'include'}"]
+        linker = [*zig, "cc", "-shared"]  # of the C++ library, headers are all that is used
+        done = subprocess.run([*compiler, str(translated), "-o", compiled])
+        return done.returncode or subprocess.run([*linker, compiled, "-o", output]).returncode
 
 
 if __name__ == "__main__":

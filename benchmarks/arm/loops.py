@@ -30,8 +30,8 @@ class Loop:
 
     @cached_property
     def spills(self) -> list[str]:
-        """Loads and stores of the stack: registers that did not suffice."""
-        base = r"\[(?:sp|x29)\b" if self.framed else r"\[sp\b"
+        """Loads and stores of the stack at a fixed place: registers that did not suffice. Others are of arrays there."""
+        base = r"\[(?:sp|x29)(?:\]|, #)" if self.framed else r"\[sp(?:\]|, #)"
         return [text for text in self.code if re.match(r"(?:ld|st)", text) and re.search(base, text)]
 
     @cached_property

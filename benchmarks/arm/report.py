@@ -48,6 +48,12 @@ def _kernel(signature: str, call: str, results: str = "y") -> str:
 
 
 _ADD = ("multiply-add", r"fml[as]")
+_HALF = """def kernel(x: {t}[M, 768], w: {t}[24, 768, 32]):
+    v0 = cast(x, dtype=f32)
+    v1 = cast(w, dtype=f32)
+    y = packed_matmul(v0, v1, columns=768)
+    return {{"y": y}}
+"""
 _PANELS = {"int8": "i8[24, 192, 32, 4], s: f16[24, 1, 32]", "int4": "u8[24, 96, 32, 4], s: f16[24, 24, 32]"}
 _SCAN = ("x: f32[B, L, 1536], dt: f32[B, L, 1536], A: f32[{n}, 1536], Bm: f32[B, L, 1, {n}], Cm: f32[B, L, 1, {n}]",
          "selective_scan(x, dt, A, Bm, Cm, softplus=True)", "y, h")  # fmt: skip
@@ -64,6 +70,7 @@ _NORM = """def kernel(x: f32[B, L, 1536], w: f32[1536]):
 """
 KERNELS = {
     "GEMM, fp32": Kernel(_kernel("x: f32[M, 768], w: f32[24, 768, 32]", "packed_matmul(x, w, columns=768)"), *_ADD),
+    **{f"GEMM, {name}": Kernel(_HALF.format(t=name.replace("p", "")), *_ADD) for name in ("bf16", "fp16")},
     "GEMV, fp32": Kernel(_kernel("x: f32[1, 768], w: f32[24, 768, 32]", "packed_matmul(x, w, columns=768)"), *_ADD),
     **{
         f"{name}, {bits}{extension}": Kernel(

@@ -21,7 +21,7 @@ from .loops import ceildiv, each_column, i64, lanes, local, parallel, product, s
 from .tile import Product, Tile
 
 X, Y = range(2)
-ROW_BLOCK, INNER_BLOCK = 128, 256
+ROW_BLOCK = 128
 FEW_ROWS = 4
 
 
@@ -47,15 +47,14 @@ def _many_rows(k: Anchor) -> None:
         *at, column_block, row_block = unravel(task, extents)
         first, column = row_block * i64(ROW_BLOCK), column_block * i64(tile.width)
         count = tirx.min(rows - first, i64(ROW_BLOCK))
-        sums = local((ROW_BLOCK, tile.width), tile.dtype)
-        right = local((INNER_BLOCK, tile.width), tile.dtype)
-        with serial(count) as i, lanes(tile.width) as j:
-            T.buffer_store(sums, tirx.const(0, tile.dtype), [i, j])
-        with serial(ceildiv(inner, INNER_BLOCK)) as step:
-            start = step * i64(INNER_BLOCK)
-            depth = tirx.min(inner - start, i64(INNER_BLOCK))
-            _copy_right(k, right, at, start, depth, column, tile.width)
-            _add_products(k, tile, sums, right, [*at, first, start], count, depth)
+        sums = tile.multiply_blocks(
+            ROW_BLOCK,
+            count,
+            inner,
+            lambda i, n: k.read(X, *at, first + i, n),
+            lambda right, start, depth: _copy_right(k, right, at, start, depth, column, tile.width),
+            k.is_computed(X),
+        )
         with serial(count) as i:
             each_column(
                 columns,
@@ -85,22 +84,6 @@ def _copy_right(
                 width,
                 lambda c: T.buffer_store(right, k.read(Y, *at, start + i, c), [i, c - column]),
             )
-
-
-def _add_products(
-    k: Anchor, tile: Tile, sums: tirx.Buffer, right: tirx.Buffer, at: Sequence[Expr], count: Expr, depth: Expr
-) -> None:
-    """sums += x[first row + ..., start + ...] @ right; rows past the count get sums that nobody reads."""
-    *batch, first, start = at
-    with serial(ceildiv(count, tile.rows)) as step:
-        row = step * i64(tile.rows)
-        product = Product(
-            left=lambda i, inner: k.read(X, *batch, first + row + i, start + inner),
-            right=lambda inner, j: right[inner, j],
-            write=lambda i, j, value: T.buffer_store(sums, sums[row + i, j] + value, [row + i, j]),
-            stage=k.is_computed(X),
-        )
-        tile.multiply(tirx.min(count - row, i64(tile.rows)), depth, product)
 
 
 def _few_rows(k: Anchor) -> None:

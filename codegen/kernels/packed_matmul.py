@@ -6,18 +6,21 @@ through a small buffer: the epilogue is then a plain loop, compiled once for all
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import dims as d
 
-from ..scalar import Expr
+from ..scalar import Expr, bind
 from .anchor import Anchor
-from .loops import ceildiv, each_column, i64, local, parallel, serial, unravel
+from .loops import ceildiv, each_column, i64, lanes, local, parallel, serial, unravel
 from .tile import Product, Tile
 
 X, W = range(2)
 ROW_BLOCK = 256
+WORTH_A_COPY = 32  # rows, from which on a panel that has to be converted is first
 
 
 def emit_packed_matmul(k: Anchor) -> None:
@@ -28,32 +31,66 @@ def emit_packed_matmul(k: Anchor) -> None:
     extents = [ceildiv(rows, ROW_BLOCK), ceildiv(k.extent(columns), tile.width)]
     with parallel(k, extents[0] * extents[1], 2 * d.size((*leading, inner, columns))) as task:
         row_block, column_block = unravel(task, extents)
+        block = _Block(k, tile, row_block * i64(ROW_BLOCK), column_block)
+        count = bind(tirx.min(rows - block.first, i64(ROW_BLOCK)))
+        if not k.is_computed(W):
+            return block.stream(count)
+        with T.If(count >= i64(WORTH_A_COPY)):
+            with T.Then():
+                block.widen(count)
+            with T.Else():
+                block.stream(count)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The rows from ``first`` on times one tile of columns."""
+
+    k: Anchor
+    tile: Tile
+    first: Expr
+    column_block: Expr
+
+    def stream(self, count: Expr) -> None:
+        """The panel is read for every tile of rows."""
+        tile = self.tile
         out = local((tile.rows, tile.width), tile.dtype)
-        first = row_block * i64(ROW_BLOCK)
-        with serial(ceildiv(tirx.min(rows - first, i64(ROW_BLOCK)), tile.rows)) as step:
-            row = first + step * i64(tile.rows)
-            count = tirx.min(rows - row, i64(tile.rows))
-            _multiply(k, tile, out, row, count, column_block)
-            _store(k, tile, out, row, count, column_block)
+        with serial(ceildiv(count, tile.rows)) as step:
+            row = step * i64(tile.rows)
+            product = Product(
+                left=lambda i, n: self._left(row + i, n),
+                right=self._right,
+                write=lambda i, j, value: T.buffer_store(out, value, [i, j]),
+                stage=self.k.is_computed(X),
+            )
+            height = tirx.min(count - row, i64(tile.rows))
+            tile.multiply(height, self.k.extent(self.k.dims(X)[-1]), product)
+            self._store(out, row, height)
 
+    def widen(self, count: Expr) -> None:
+        """The panel is converted once for all rows, in parts that stay in L1 meanwhile."""
 
-def _multiply(k: Anchor, tile: Tile, out: tirx.Buffer, row: Expr, rows: Expr, column_block: Expr) -> None:
-    extents = [k.extent(dim) for dim in k.dims(X)[:-1]]
-    panel, part = unravel(column_block, [i64(0), i64(k.fixed(k.dims(W)[2]) // tile.width)])
-    product = Product(
-        left=lambda i, inner: k.read(X, *unravel(row + i, extents), inner),
-        right=lambda inner, j: k.read(W, panel, inner, part * i64(tile.width) + j),
-        write=lambda i, j, value: T.buffer_store(out, value, [i, j]),
-        stage=k.is_computed(X),
-    )
-    tile.multiply(rows, k.extent(k.dims(X)[-1]), product)
+        def copy(right: tirx.Buffer, start: Expr, depth: Expr) -> None:
+            with serial(depth) as n, lanes(self.tile.width) as j:
+                T.buffer_store(right, self._right(start + n, j), [n, j])
 
+        inner, stage = self.k.extent(self.k.dims(X)[-1]), self.k.is_computed(X)
+        self._store(self.tile.multiply_blocks(ROW_BLOCK, count, inner, self._left, copy, stage), i64(0), count)
 
-def _store(k: Anchor, tile: Tile, out: tirx.Buffer, row: Expr, rows: Expr, column_block: Expr) -> None:
-    """The epilogue of the valid rows and columns; the zero columns that fill up the last panel are left out."""
-    extents = [k.extent(dim) for dim in k.dims(X)[:-1]]
-    columns = k.node.types[0].dims[-1]
-    first = column_block * i64(tile.width)
-    with serial(rows) as i:
-        at = unravel(row + i, extents)
-        each_column(columns, k.extent(columns), first, tile.width, lambda c: k.store(0, [*at, c], out[i, c - first]))
+    def _left(self, row: Expr, inner: Expr) -> Expr:
+        extents = [self.k.extent(dim) for dim in self.k.dims(X)[:-1]]
+        return self.k.read(X, *unravel(self.first + row, extents), inner)
+
+    def _right(self, inner: Expr, lane: Expr) -> Expr:
+        parts = self.k.fixed(self.k.dims(W)[2]) // self.tile.width
+        panel, part = unravel(self.column_block, [i64(0), i64(parts)])
+        return self.k.read(W, panel, inner, part * i64(self.tile.width) + lane)
+
+    def _store(self, sums: tirx.Buffer, row: Expr, count: Expr) -> None:
+        """The epilogue of the valid rows and columns; the zero columns that fill up the last panel are left out."""
+        k, width = self.k, self.tile.width
+        extents, columns = [k.extent(dim) for dim in k.dims(X)[:-1]], k.node.types[0].dims[-1]
+        first = self.column_block * i64(width)
+        with serial(count) as i:
+            at = unravel(self.first + row + i, extents)
+            each_column(columns, k.extent(columns), first, width, lambda c: k.store(0, [*at, c], sums[i, c - first]))

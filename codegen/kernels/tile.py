@@ -15,10 +15,12 @@ from ..target import Target
 from .loops import ceildiv, i64, lanes, local, serial, when
 
 RUN = 128  # terms summed in registers before they are added to the totals
+INNER_BLOCK = 256  # rows of the right operand in local memory
 STRETCHES = 4  # of the inner dimension that a low tile walks side by side; the addresses of more leave the registers
 
 Read = Callable[[Expr, Expr], Expr]
 Write = Callable[[Expr, Expr, Expr], None]
+Copy = Callable[[tirx.Buffer, Expr, Expr], None]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,31 @@ class Tile:
                     with when(tirx.all(rows <= i64(height), rows > i64(height // 2))):
                         self._multiply(height, inner, repeating)
                     height //= 2
+
+    def multiply_blocks(self, rows: int, count: Expr, inner: Expr, left: Read, copy: Copy, stage: bool) -> tirx.Buffer:
+        """The sums [rows, width] over k of left(i, k) * right(k, j), for ``count`` rows, of which there are at most ``rows``.
+
+        ``copy(right, start, depth)`` puts ``depth`` rows of the right operand, from ``start`` on, into local memory,
+        [INNER_BLOCK, width], where all rows of the left one find them. Rows past the count get sums that nobody reads.
+        """
+        sums = local((rows, self.width), self.dtype)
+        right = local((INNER_BLOCK, self.width), self.dtype)
+        with serial(count) as i, lanes(self.width) as j:
+            T.buffer_store(sums, tirx.const(0, self.dtype), [i, j])
+        with serial(ceildiv(inner, INNER_BLOCK)) as block:
+            start = block * i64(INNER_BLOCK)
+            depth = tirx.min(inner - start, i64(INNER_BLOCK))
+            copy(right, start, depth)
+            with serial(ceildiv(count, self.rows)) as step:
+                row = step * i64(self.rows)
+                part = Product(
+                    left=lambda i, n: left(row + i, start + n),
+                    right=lambda n, j: right[n, j],
+                    write=lambda i, j, value: T.buffer_store(sums, sums[row + i, j] + value, [row + i, j]),
+                    stage=stage,
+                )
+                self.multiply(tirx.min(count - row, i64(self.rows)), depth, part)
+        return sums
 
     def _multiply(self, height: int, inner: Expr, product: Product) -> None:
         """Sums over short runs of the inner dimension are added to totals: one long fp32 sum loses twice as much.

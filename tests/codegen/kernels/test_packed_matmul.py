@@ -28,6 +28,14 @@ HALF = """def kernel(x: bf16[M, 33], w: bf16[2, 33, 32]):
     y: bf16[M, 40] = packed_matmul(x, w, columns=40)
     return {"y": y}
 """
+WIDENED = """def kernel(x: {t}[M, 300], w: {t}[2, 300, 32], bias: f32[40]):
+    v0: f32[M, 300] = cast(x, dtype=f32)
+    v1: f32[2, 300, 32] = cast(w, dtype=f32)
+    v2: f32[M, 40] = packed_matmul(v0, v1, columns=40)
+    v3: f32[M, 40] = broadcast(bias, dims=(M, 40))
+    y: f32[M, 40] = add(v2, v3)
+    return {{"y": y}}
+"""
 
 
 @pytest.mark.parametrize(("k", "n"), [(1, 1), (3, 5), (64, 64), (37, 130), (130, 100)])
@@ -52,4 +60,11 @@ def test_operand_is_a_slice_of_wider_rows() -> None:
 def test_bf16_is_accumulated_in_f32() -> None:
     kernel = Compiled(HALF)
     for rows in (1, 5, 8):
+        kernel.check_random(M=rows)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_weights_are_widened_for_every_tile_or_once_for_many_rows(dtype: str) -> None:
+    kernel = Compiled(WIDENED.format(t=dtype))
+    for rows in (1, 5, 31, 32, 33, 300):
         kernel.check_random(M=rows)

@@ -84,7 +84,7 @@ def _step(task: Task, t: Expr, h: tirx.Buffer, rates: tirx.Buffer) -> None:
     k, b, g, first = task.k, task.b, task.g, task.first
     (states, width), dtype = map(int, h.shape), str(h.dtype)
     dt, dtx, y = (local((width,), dtype) for _ in range(3))
-    for operand in (X, DT, *filter(k.has, ("z",))):
+    for operand in (X, DT, "z") if k.has("z") else (X, DT):
         k.prefetch_row(operand, width, lambda j: [b, t + i64(AHEAD), first + j])
     with lanes(width) as j:
         T.buffer_store(dt, _step_size(task, t, j, dtype), [j])

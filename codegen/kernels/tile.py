@@ -125,7 +125,7 @@ class Tile:
             places = [i64(part) * stretch + run * i64(steps) for part in range(parts)]
             count = tirx.min(stretch - run * i64(steps), i64(steps))
             for part, first in enumerate(places):
-                self._copy(staged, part * steps, lambda i, k, first=first: product.left(i, first + k), count)
+                self._copy(staged, part * steps, product.left, first, count)
             with serial(count) as k:
                 for part, first in enumerate(places):
                     add(part, first + k, i64(part * steps) + k if staged else None)
@@ -138,15 +138,15 @@ class Tile:
             with lanes(self.width) as j:
                 product.write(i64(i), j, total[j])
 
-    def _copy(self, rows: Sequence[tirx.Buffer], to: int, left: Read, count: Expr) -> None:
-        """``left`` at the first ``count`` columns, from place ``to`` of the rows on."""
+    def _copy(self, rows: Sequence[tirx.Buffer], to: int, left: Read, first: Expr, count: Expr) -> None:
+        """``left`` at the ``count`` columns from ``first`` on, from place ``to`` of the rows on."""
         whole = tirx.truncdiv(count, i64(self.width))
         for i, row in enumerate(rows):
             with serial(whole) as step, lanes(self.width) as j:
                 k = step * i64(self.width) + j
-                T.buffer_store(row, left(i64(i), k), [i64(to) + k])
+                T.buffer_store(row, left(i64(i), first + k), [i64(to) + k])
             with serial(count, start=whole * i64(self.width)) as k:
-                T.buffer_store(row, left(i64(i), k), [i64(to) + k])
+                T.buffer_store(row, left(i64(i), first + k), [i64(to) + k])
 
     def _clear(self, rows: Iterable[tirx.Buffer]) -> None:
         for row in rows:

@@ -130,6 +130,11 @@ class Target:
         return {"cpu": 1, "cuda": 2}[self.kind]
 
     @property
+    def extensions(self) -> tuple[str, ...]:
+        """What may follow its name, each after a ``+``."""
+        return tuple(EXTENSIONS) if self is _NEON else ()
+
+    @property
     def memory_operands(self) -> bool:
         """Whether arithmetic takes an operand from memory; elsewhere constants and loads occupy registers."""
         return self.triple.startswith("x86_64")

@@ -61,7 +61,7 @@ LINEAR = """def main(x: f32[B, 64], *, B: dim[1:]):
 """
 
 
-@pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod"])
+@pytest.mark.parametrize("target", ["aarch64", "aarch64+dotprod", "aarch64+dotprod+i8mm"])
 @pytest.mark.parametrize("form", ["int8", "int4"])
 def test_integers_are_the_same_there(form: str, target: str, tmp_path: Path) -> None:
     """Rows of integers up to 127 are not rounded, so all that remains is exact."""

@@ -204,6 +204,8 @@ def test_targets_say_what_runs_here(cli: Cli) -> None:
     rows = cli("targets", "--json").json
     assert rows[0]["runs_here"]
     assert {"x86-64-v3", "x86-64-v4", "aarch64"} <= {row["name"] for row in rows}
+    extended = {row["name"]: row["extensions"] for row in rows if row["extensions"]}
+    assert extended == {"aarch64": ["+dotprod", "+fp16", "+i8mm", "+bf16"]}
 
 
 def test_doctor_finds_this_machine_fit(cli: Cli) -> None:

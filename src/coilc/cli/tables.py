@@ -123,13 +123,14 @@ def targets_command(json: Json = False) -> None:
             "triple": target.triple,
             "vector_bits": target.vector_bits,
             "runs_here": runs_here(target, features),
+            "extensions": [f"+{name}" for name in target.extensions],
             "features": sorted(target.features),
             "claims": sorted(target.claims),
         }
         for target in all_targets()
     ]
     columns = {"name": "target", "triple": "triple", "vector_bits": "vector bits", "runs_here": "runs here"}
-    emit(rows, {**columns, "features": "needs CPU features"}, as_json=json)
+    emit(rows, {**columns, "extensions": "may add", "features": "needs CPU features"}, as_json=json)
 
 
 def runs_here(target: Any, features: frozenset[str]) -> bool:

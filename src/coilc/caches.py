@@ -1,16 +1,19 @@
 """transformers' cache objects as arguments of ``coilc.export``.
 
-Over a whole sequence, a model computes the same with an empty cache as without one, and its states are found in what it
-computes. In a step, the cache is what the states are: while the model is traced, a dict of tensors takes its place outside
-of the model. Tensors that the model updates in place are states already (``frontend/buffer_states.py``); those that it
-replaces by longer ones come back as outputs, and are paired with the inputs that they follow.
+The cache is what the states are: while the model is traced, a dict of tensors takes its place outside of the model.
+Tensors that the model updates in place are states already (``frontend/buffer_states.py``); those that it replaces by longer
+ones come back as outputs, and are paired with the inputs that they follow.
+
+Several tokens at once are another matter where layers have recurrent states. With a filled cache some models (Mamba and
+Jamba are such) start them anew, so a trace of that would not continue a sequence. Such a model is traced without its cache:
+with an empty one it computes the same, and its states are found in what it computes.
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,8 +52,8 @@ def opened(
 ) -> Iterator[Opened]:
     """The call to trace, while ``module`` takes and returns dicts of tensors for caches.
 
-    Without caches, nothing happens; if another axis than the batch is dynamic, the call is traced without them. What a
-    cache holds is an example: a sequence starts with an empty one.
+    Without caches, nothing happens. What a cache holds is an example, of a call's results if it is empty: a sequence starts
+    with an empty one.
 
     Raises:
         InputError: a cache by position, with dynamic shapes of its own, or of a kind that is not made of tensors alone.
@@ -63,8 +66,8 @@ def opened(
         yield call
         return
     shapes = _by_name(dynamic_shapes, caches)
-    if any(map(_is_longer, shapes.values())):
-        call.kwargs = {name: value for name, value in kwargs.items() if name not in {*caches, "use_cache"}}
+    if any(map(_is_longer, shapes.values())) and not all(map(_attends, caches.values())):
+        call.kwargs = without(kwargs, caches)
         yield call
         return
     call.kwargs = {**kwargs, "use_cache": True}
@@ -105,11 +108,28 @@ def _closed_inside(module: torch.nn.Module, caches: Mapping[str, Any]) -> Iterat
 
 
 def _filled(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Kwargs, caches: Mapping[str, Any]) -> Kwargs:
-    """The caches after a call, so that all of their tensors are there; the user's stay as they are."""
-    made = {name: _unlimited(cache) for name, cache in caches.items()}
+    """Copies of the caches with all of their tensors; those of a call where there are none yet."""
+    given = {name: _unlimited(cache) for name, cache in caches.items()}
+    after = copy.deepcopy(given)
     with evaluating(module, kwargs), torch.no_grad():
-        module(*args, **{**kwargs, **made})
-    return made
+        module(*args, **{**kwargs, **after})
+    return {
+        name: given[name] if tensor_names(given[name]) == tensor_names(cache) else cache
+        for name, cache in after.items()
+    }
+
+
+def without(kwargs: Mapping[str, Any], caches: Collection[str]) -> Kwargs:
+    """The arguments of a call that has no such caches and makes none."""
+    return {name: value for name, value in kwargs.items() if name not in {*caches, "use_cache"}}
+
+
+def _attends(cache: Any) -> bool:
+    """Whether all that a cache keeps, now or later, is keys and values by position."""
+    library = sys.modules["transformers.cache_utils"]
+    recurrent, counting = library.LinearAttentionCacheLayerMixin, library.StaticSlidingWindowLayer
+    known = type(cache) in (library.DynamicCache, library.StaticCache)
+    return known and not any(isinstance(layer, (recurrent, counting)) for layer in cache.layers)
 
 
 def _unlimited(cache: Any) -> Any:
@@ -141,6 +161,11 @@ def _places(cache: Any) -> Iterator[tuple[str, dict[Any, Any], Any]]:
 
 def _tensors(cache: Any) -> Iterator[tuple[str, Tensor]]:
     return ((name, owner[key]) for name, owner, key in _places(cache))
+
+
+def tensor_names(cache: Any) -> set[str]:
+    """Of all tensors that the cache holds, in any layer."""
+    return {name for name, _ in _tensors(cache)}
 
 
 def _with_tensors(cache: Any, values: Mapping[str, Tensor]) -> Any:

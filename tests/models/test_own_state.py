@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import coilc
 from coilc.cli import app
+from coilc.comparison.eager import tensors_in
 from coilc.comparison.metrics import TOLERANCE
 
 WIDTH = 6
@@ -203,11 +205,12 @@ def test_states_begin_with_values(tmp_path: Path) -> None:
             )
 
 
-CACHED = {"llama": 1, "mistral": 1, "mamba": 1, "mamba2": 1, "qwen3_next": 1, "jamba": 4}  # tokens of the traced call
+# Tokens of the traced call: one is a step, more are a call of any length. Llama's is traced with its cache, Jamba's without.
+CACHED = (("llama", 1), ("mistral", 1), ("mamba", 1), ("mamba2", 1), ("qwen3_next", 1), ("mistral", 4), ("jamba", 4))
 
 
-@pytest.mark.parametrize("name", CACHED)
-def test_cache_objects_of_transformers(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "tokens"), CACHED)
+def test_cache_objects_of_transformers(tmp_path: Path, name: str, tokens: int) -> None:
     """What is traced with a cache, a step or a call of any length, equals the model without one."""
     pytest.importorskip("transformers")
     from models import zoo
@@ -216,7 +219,7 @@ def test_cache_objects_of_transformers(tmp_path: Path, name: str) -> None:
     case, length = {**zoo.MODELS, **zoo.HYBRIDS}[name](), 9
     ids = case.make_inputs(B=2, L=length)["input_ids"]
     whole = case.eager({"input_ids": ids})["logits"].numpy()
-    cache, start = DynamicCache(config=case.module.config), CACHED[name] - 1
+    cache, start = DynamicCache(config=case.module.config), tokens - 1
     given = {"input_ids": ids[:, : start + 1], "cache": cache, "use_cache": True}
     shape, entries = ({0: "B", 1: "L"}, ("prefill", "step")) if start else ({0: "B"}, ("step",))
     program = coilc.export(case.module, (), given, dynamic_shapes={"input_ids": shape})
@@ -265,3 +268,38 @@ def test_what_a_cache_cannot_be() -> None:
     ):
         with pytest.raises(coilc.CoilError, match=sentence):
             coilc.export(case.module, args, kwargs, dynamic_shapes=shapes)
+
+
+def held_by(cache: Any) -> list[Tensor]:
+    return tensors_in([vars(layer) for layer in cache.layers])
+
+
+# The traced call's tokens, and whether the artifact's ``main`` takes the cache.
+COMPARED = (("llama", 1, True), ("llama", 3, True), ("mamba", 1, True), ("mamba", 3, False))
+
+
+@pytest.mark.parametrize(("name", "tokens", "takes"), COMPARED)
+def test_a_comparison_takes_cache_objects(tmp_path: Path, name: str, tokens: int, takes: bool) -> None:
+    pytest.importorskip("transformers")
+    from models import zoo
+    from transformers import DynamicCache
+
+    case = zoo.MODELS[name]()
+    ids = case.make_inputs(B=2, L=9)["input_ids"]
+    empty, filled = (DynamicCache(config=case.module.config) for _ in range(2))
+    with torch.no_grad():
+        case.module(input_ids=ids[:, :5], cache=filled, use_cache=True)
+    shapes = {"input_ids": {0: "B"} if tokens == 1 else {0: "B", 1: "L"}}
+    call = {"input_ids": ids[:, 5 : 5 + tokens], "cache": empty}
+    path = coilc.compile(coilc.export(case.module, (), call, dynamic_shapes=shapes), tmp_path / "m.coil")
+    report = coilc.compare(case.module, path, (), call, dynamic_shapes=shapes, runs=0)
+    assert report.ok, str(report)
+    assert any(row.name.startswith("cache.") for row in report.outputs) == (takes and name == "llama")
+    assert len(report.layers) > 10
+    if takes:
+        before = copy.deepcopy(held_by(filled))
+        assert coilc.compare(case.module, path, (), {**call, "cache": filled}, dynamic_shapes=shapes, runs=0).ok
+        assert all(map(torch.equal, held_by(filled), before))  # both sides worked on copies
+    else:
+        with pytest.raises(coilc.InputError, match="the entry starts a sequence and takes no 'cache'"):
+            coilc.compare(case.module, path, (), {**call, "cache": filled}, dynamic_shapes=shapes, runs=0)

@@ -6,7 +6,7 @@ import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.export import ExportedProgram
 
+from coilc.caches import Opened, is_cache, opened, tensor_names, without
 from coilc.exporting import Lengths, trace_example
 from coilc.frontend.locations import location_of
 from coilc.frontend.torch_export import evaluating, import_program, lower
@@ -52,6 +53,7 @@ def compare(
 
     Args:
         model: the module (run as it is, in its current mode) or exported program that the artifact was compiled from.
+        args, kwargs: as for the module; transformers' cache objects are copied first, and filled by a call if they are empty.
         dynamic_shapes, lengths: as given to :func:`coilc.export`, so that the values inside the model get the same names.
         tolerance: relative Frobenius error allowed; by dtype and what the artifact stores unless given, see
             :data:`TOLERANCE`.
@@ -66,9 +68,36 @@ def compare(
         InputError: the artifact has another signature than the model.
         ArtifactError: the artifact cannot be loaded.
     """
-    return _Comparison(model, artifact, args, kwargs or {}, entry, tolerance, threads, name, progress).report(
-        dynamic_shapes, lengths, layers, float64, runs
-    )
+    loaded = artifact if isinstance(artifact, Model) else load(artifact, threads)
+    signature = _signature(loaded, entry)
+    with _opened(model, args, _taken(kwargs or {}, signature), dynamic_shapes) as call:
+        comparison = _Comparison(model, loaded, args, call.kwargs, entry, signature, tolerance, name, progress)
+        return comparison.report(call.dynamic_shapes, lengths, layers, float64, runs)
+
+
+def _signature(artifact: Model, entry: str) -> Mapping[str, Any]:
+    entries: Mapping[str, Any] = artifact.describe()["entries"]
+    if entry not in entries:
+        raise InputError(f"the artifact has no entry '{entry}'; it has {', '.join(entries)}")
+    return entries[entry]
+
+
+def _taken(kwargs: Mapping[str, Any], signature: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments without the caches that the entry was traced without, which are its start."""
+    inputs = [tensor["name"] for tensor in signature["inputs"]]
+    left_out = [n for n, x in kwargs.items() if is_cache(x) and not any(i.startswith(f"{n}_") for i in inputs)]
+    if filled := [name for name in left_out if tensor_names(kwargs[name])]:
+        raise InputError(f"the entry starts a sequence and takes no '{filled[0]}'; compare it with an empty one")
+    return without(kwargs, left_out) if left_out else kwargs
+
+
+def _opened(
+    model: torch.nn.Module | ExportedProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic_shapes: Any
+) -> AbstractContextManager[Opened]:
+    """The call as ``export`` traces it, with the tensors of caches; those of an exported program are fixed in it."""
+    if isinstance(model, ExportedProgram):
+        return nullcontext(Opened(dict(kwargs), dynamic_shapes))
+    return opened(model, args, kwargs, dynamic_shapes)
 
 
 class _Comparison:
@@ -77,24 +106,21 @@ class _Comparison:
     def __init__(
         self,
         model: torch.nn.Module | ExportedProgram,
-        artifact: str | os.PathLike[str] | Model,
+        artifact: Model,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         entry: str,
+        signature: Mapping[str, Any],
         tolerance: float | None,
-        threads: int | None,
         name: str,
         progress: Progress,
     ) -> None:
-        self.artifact = artifact if isinstance(artifact, Model) else load(artifact, threads)
-        self.model, self.args, self.kwargs, self.entry = model, args, kwargs, entry
+        self.artifact, self.entry, self.signature = artifact, entry, signature
+        self.model, self.args, self.kwargs = model, args, kwargs
         self.tolerance, self.progress = tolerance, progress
         self.runnable = model.module() if isinstance(model, ExportedProgram) else model
         self.name = name or type(model).__name__
         self.manifest = self.artifact.describe()
-        if entry not in self.manifest["entries"]:
-            raise InputError(f"the artifact has no entry '{entry}'; it has {', '.join(self.manifest['entries'])}")
-        self.signature = self.manifest["entries"][entry]
         self.inputs = self._named_inputs()
 
     def report(self, dynamic_shapes: Any, lengths: Lengths | None, layers: bool, float64: bool, runs: int) -> Report:

@@ -167,6 +167,8 @@ SCALARS: Mapping[str, Callable[..., Expr]] = {
     "abs": _absolute,
     "sign": _sign,
     "exp": math.exp,
+    "exp2": math.exp2,
+    "softplus": math.softplus,
     "log": math.natural_log,
     "log1p": math.log1p,
     "expm1": math.expm1,

@@ -43,7 +43,7 @@ class Kernel:
 
 def build_kernel(body: Graph, name: str, target: Target, emit: Callable[[Kernel], None]) -> tirx.PrimFunc:
     """The PrimFunc ``name``: pointers to the inputs, to the outputs, then the symbols by name; ``emit`` writes the loops."""
-    with IRBuilder() as builder, code_of(body, target.device):
+    with IRBuilder() as builder, code_of(body, target):
         with T.prim_func(s_tir=True):
             T.func_name(name)
             inputs = [_pointer(f"x{i}", v.type.dtype) for i, v in enumerate(body.inputs)]

@@ -25,7 +25,7 @@ from .reader import index
 from .scalar import Expr
 from .team import Team, first_of, for_each_row
 
-EXPENSIVE = frozenset({"exp", "log", "log1p", "expm1", "sin", "cos", "tan", "atan", "tanh", "erf", "sigmoid", "pow", "atan2", "div"})  # fmt: skip
+EXPENSIVE = frozenset({"exp", "exp2", "softplus", "log", "log1p", "expm1", "sin", "cos", "tan", "atan", "tanh", "erf", "sigmoid", "pow", "atan2", "div"})  # fmt: skip
 
 
 @dataclass(frozen=True)

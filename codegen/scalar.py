@@ -17,7 +17,7 @@ from coilc.ir import Dim, DType, Graph
 from coilc.ir import dims as d
 
 if TYPE_CHECKING:
-    from .target import Device
+    from .target import Target
 
 Expr: TypeAlias = "tvm.ir.Expr"
 
@@ -55,25 +55,25 @@ def constant(value: bool | float, dtype: DType) -> Expr:
 
 # --- whose code is being written ----------------------------------------------------------------------------------------
 
-_device: ContextVar[Device | None] = ContextVar("device", default=None)
+_target: ContextVar[Target | None] = ContextVar("target", default=None)
 _ranges: ContextVar[Mapping[str, tuple[int, int | None]]] = ContextVar("ranges", default={})  # noqa: B039
 
 
 @contextmanager
-def code_of(body: Graph, device: Device | None) -> Iterator[None]:
-    """What is written inside is the body's, and runs on the processor or on a device, whose threads are scalar."""
-    tokens = _device.set(device), _ranges.set(body.ranges)
+def code_of(body: Graph, target: Target) -> Iterator[None]:
+    """What is written inside is the body's, and runs on the target: a processor, or a device, whose threads are scalar."""
+    tokens = _target.set(target), _ranges.set(body.ranges)
     try:
         yield
     finally:
-        _device.reset(tokens[0])
+        _target.reset(tokens[0])
         _ranges.reset(tokens[1])
 
 
 def launched_early() -> bool:
     """Whether kernels of the device are launched before the one ahead of them has ended (``loops.grid``)."""
-    device = _device.get()
-    return device is not None and device.early_launch
+    target = _target.get()
+    return target is not None and target.device is not None and target.device.early_launch
 
 
 def may_be_empty(extent: Dim) -> bool:
@@ -83,7 +83,14 @@ def may_be_empty(extent: Dim) -> bool:
 
 def on_device() -> bool:
     """Whether scalar threads of a device run the code being written."""
-    return _device.get() is not None
+    target = _target.get()
+    return target is not None and target.device is not None
+
+
+def processor_has(feature: str) -> bool:
+    """Whether the code being written is a processor's that can do this, in the words of /proc/cpuinfo."""
+    target = _target.get()
+    return target is not None and target.device is None and feature in target.features
 
 
 def allocate(shape: Sequence[int], dtype: str) -> tirx.Buffer:

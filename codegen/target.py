@@ -20,9 +20,11 @@ _X86_V2 = ("sse4_2", "popcnt")
 _X86_V3 = ("avx2", "fma", "f16c", "bmi2", "movbe")
 _X86_V4 = (*_X86_V3, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
 
-# Composites that have a kernel of their own on CPUs; all others are decomposed.
+# Composites that have a kernel, or a row of scalar code, of their own on CPUs; all others are decomposed.
 _CPU_CLAIMS = frozenset(
     {
+        "exp2",
+        "softplus",
         "packed_matmul",
         "quantized_matmul",
         "linear_scan",

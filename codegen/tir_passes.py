@@ -16,6 +16,8 @@ from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx import compilation_pipeline
 from tvm.tirx.build import codegen_build, split_host_device_mods
 
+from .vector_instructions import in_registers
+
 PIPELINE = "coilc"
 WORTH_IT = "coilc.worth_it"  # annotates a parallel loop with the condition under which it is one
 _COMPILE = "tvm_callback_cuda_compile"
@@ -91,12 +93,19 @@ def _show_ramps(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRMod
     return tvm_ffi.structural_map(module, (tirx.Add, _show_ramp))
 
 
+@tvm.transform.module_pass(opt_level=0)
+def _fit_registers(module: tvm.IRModule, _: tvm.transform.PassContext) -> tvm.IRModule:
+    """Cut calls of instructions into vectors that the processor has."""
+    return tvm_ffi.structural_map(module, (tvm.ir.Call, in_registers))
+
+
 _PASSES = (
     _join_launches,
     _test_parallel_loops,
     tirx.transform.FlattenBuffer(),
     _show_ramps,
     tirx.transform.VectorizeLoop(True),
+    _fit_registers,
     tirx.transform.UnrollLoop(),
     tirx.transform.VerifyMemory(),
     tirx.transform.AnnotateEntryFunc(),

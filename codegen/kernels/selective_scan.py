@@ -15,7 +15,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import UnsupportedError
 from coilc.ir import dims as d
 
-from ..math import exp2, exp2_in_range, silu, softplus
+from ..math import exp2, exp2_in_range, has_scale, silu, softplus
 from ..scalar import Expr, bind, const, dtype_name, on_device, select
 from .anchor import AHEAD, Anchor
 from .loops import Blocks, i64, lanes, local, parallel, product, serial, unravel
@@ -118,7 +118,7 @@ def _decay(t: Expr) -> Expr:
 
     So a state may be off by 2**-126 of itself, and one that overflows is NaN even where the loop would give infinity.
     """
-    if dtype_name(t) == "float64" or on_device():
+    if dtype_name(t) == "float64" or on_device() or has_scale():
         return exp2(t)
     t = bind(select(t < const(-126.0, t), const(-126.0, t), t))
     # From 128 on, the exponent is that of infinities and NaN.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 from collections.abc import Callable
 from functools import cache
@@ -12,7 +13,7 @@ import pytest
 from native_kernels import Kernels
 
 from coilc.codegen.build import build_object
-from coilc.codegen.target import TARGETS
+from coilc.codegen.target import TARGETS, cpu_features
 from coilc.ir import parse_graph
 
 COUNT = 20011
@@ -85,6 +86,26 @@ def test_limits(op: str) -> None:
     reference = FUNCTIONS[op][0]
     with np.errstate(all="ignore"):
         np.testing.assert_allclose(y, reference(x.astype(np.float64)).astype(np.float32), rtol=1e-6, atol=1e-37)
+
+
+@cache
+def widths() -> Kernels:
+    body = 'def k(x0: f32[{n}]):\n    v0: f32[{n}] = exp(x0)\n    return {{"y0": v0}}\n'
+    bodies = {f"k{n}": parse_graph(body.format(n=n)) for n in (1, 2, 3, 8, 16, 23, 64)}
+    return Kernels(bodies, TARGETS["x86-64-v4"])
+
+
+def test_exponents_have_an_instruction_for_vectors_of_any_width() -> None:
+    """Narrow ones are filled up, wide ones cut."""
+    compiled = widths()
+    listing = subprocess.run(["objdump", "-d", str(compiled.object)], check=True, capture_output=True, text=True).stdout
+    assert {found[1] for found in re.finditer(r"vscalefps .*%([xyz])mm", listing)} == set("xyz")
+    if TARGETS["x86-64-v4"].features <= cpu_features():
+        x = np.linspace(-80, 88, 64, dtype=np.float32)
+        for name, graph in compiled.bodies.items():
+            some = x[: graph.inputs[0].dims[0]]
+            (y,) = compiled.run(name, some)
+            assert relative_error(y, np.exp(some.astype(np.float64))) < 1e-6, name
 
 
 @pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.kind == "cpu"])

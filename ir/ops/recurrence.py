@@ -6,6 +6,7 @@ and are named in attribute ``optional``. Letters: B batch, L length, D channels,
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..core import Graph, Value
 from ..opdef import MIXER, BadExample, Example, OpDef
 from ..types import DTYPES, TensorType
 from . import rules as r
-from .elementwise import _sigmoid, _softplus, add, exp, mul, silu, softplus
+from .elementwise import _sigmoid, _softplus, add, exp, exp2, mul, silu, softplus
 from .linalg import matmul
 from .movement import broadcast, concat, expand_dims, pad, reshape, slice_axis, transpose
 from .precision import as_dtype, in_f32
@@ -209,7 +210,8 @@ def _selective_by_scan(
     decays = body_input("a", a.type)
     per_state = a.dims[1] if b.dims[2] == 1 else r.divided("D and G", a.dims[1], b.dims[2])
     spread_b, spread_c = (_to_channels(m, per_state) for m in (b_t, c_t))
-    after = add(mul(exp(mul(expand_dims(step, 1), decays)), h), mul(expand_dims(u, 1), spread_b))
+    rates = mul(decays, math.log2(math.e))
+    after = add(mul(exp2(mul(expand_dims(step, 1), rates)), h), mul(expand_dims(u, 1), spread_b))
     body = Graph("body", (h, step, u, b_t, c_t, decays), (("h", after), ("y", sum(mul(spread_c, after), axes=(1,)))))
     last, y = scan(h0, dt, mul(dt, x), b, c, a, body=body, carries=1, sequences=4, axis=1)
     y = add(y, mul(given["D"], x)) if "D" in given else y

@@ -123,12 +123,21 @@ def _gated_delta_loop(
     return o, h
 
 
-def _gated_delta_by_parts(
+def _gated_delta_by_scan(
     q: Value, k: Value, v: Value, log_decay: Value, beta: Value, *rest: Value, optional: tuple[str, ...], scale: float
 ) -> tuple[Value, Value]:
-    keys, rate = to_heads(k, v.dims[2]), expand_dims(beta, 3)
-    erase, write = mul(per_key(exp(log_decay), 4), keys), mul(rate, keys)
-    o, last = generalized_delta_rule(q, k, mul(rate, v), log_decay, erase, write, *rest, optional=optional, scale=scale)
+    (batch, _, heads, size), state = v.dims, q.dims[3]
+    h0 = rest[0] if rest else zeros(v.type.with_dims((batch, heads, state, size)))
+    h = body_input("h", h0.type)
+    named = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}
+    q_t, k_t, v_t, g_t, b_t = slices = [body_input(n, x.type, without=1) for n, x in named.items()]
+    keys, decay = to_heads(k_t, heads), exp(g_t)
+    held = matmul(expand_dims(mul(per_key(decay, 3), keys), 2), h)
+    inflow = mul(per_key(b_t, 4), sub(expand_dims(v_t, 2), held))
+    after = add(mul(per_key(decay, 4), h), mul(expand_dims(keys, 3), inflow))
+    out = reshape(matmul(mul(expand_dims(to_heads(q_t, heads), 2), scale), after), dims=v_t.dims)
+    body = Graph("body", (h, *slices), (("h", after), ("o", out)))
+    last, o = scan(h0, *named.values(), body=body, carries=1, sequences=len(named), axis=1)
     return o, last
 
 
@@ -139,7 +148,7 @@ gated_delta_rule = OpDef(
     infer=_gated_delta,
     traits=frozenset({MIXER}),
     reference=_gated_delta_loop,
-    decompose=in_f32(_gated_delta, _gated_delta_by_parts),
+    decompose=in_f32(_gated_delta, _gated_delta_by_scan),
     flops=lambda q, k, v, *_, **__: 7 * v.size * q.dims[3],
     examples=(
         Example((*_KEYS, "f32[2, 7, 4]", "f32[2, 7, 4]"), ranges=_RATES),

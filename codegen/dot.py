@@ -28,6 +28,8 @@ def dot(target: Target, sums: Expr, x: Expr, w: Expr, lanes: int) -> Expr:
         return _intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", sums, T.reinterpret(f"uint8x{4 * lanes}", x), w)
     if "asimddp" in target.features:
         return _intrinsic("llvm.aarch64.neon.sdot", sums, T.reinterpret(f"int8x{4 * lanes}", x), w)
+    if "asimd" in target.features and lanes == 4:
+        return sums + _neon_sums(bind(T.reinterpret("int8x16", x)), w)
     return sums + _pair_sums(_halves(x, lanes), _halves(w, lanes), lanes)
 
 
@@ -42,7 +44,20 @@ def dot_of_pairs(sums: Expr, x: Expr, w: Expr) -> Expr:
 
 
 def _intrinsic(name: str, sums: Expr, *factors: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(str(sums.ty.dtype), T.llvm_lookup_intrinsic_id(name), sums, *factors)
+    return _call(name, str(sums.ty.dtype), sums, *factors)
+
+
+def _call(name: str, dtype: str, *operands: Expr) -> Expr:
+    return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *operands)
+
+
+def _neon_sums(x: Expr, w: Expr) -> Expr:
+    """Products of 8 bytes (``smull``), sums of two in int16 (``addp``), and of two of those in int32 (``sadalp``)."""
+    wide = "int16x8"
+    low, high = (
+        T.Cast(wide, half("int8x8", x)) * T.Cast(wide, half("int8x8", w)) for half in (T.vectorlow, T.vectorhigh)
+    )
+    return _call("llvm.aarch64.neon.saddlp", "int32x4", _call("llvm.aarch64.neon.addp", wide, low, high))
 
 
 def _halves(x: Expr, lanes: int) -> tuple[Expr, Expr]:

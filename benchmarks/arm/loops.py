@@ -11,7 +11,7 @@ from functools import cached_property
 
 _JUMP = re.compile(r"(?:b\b|b\.|[ct]bn?z)")
 _ARITHMETIC = re.compile(
-    r"(?:[su]dot|[su]mmla|ml[as]|mul|f(?:ml[as]|mul|add|sub|div|neg|abs|max\w*|min\w*|sqrt|rint\w|cm\w+|cvt\w+)|[su]cvtf)\s+v\d+\.\d[dsh]"
+    r"(?:[su]dot|[su]mmla|[su]?ml[as]l?2?|[su]?mull?2?|f(?:ml[as]|mul|add|sub|div|neg|abs|max\w*|min\w*|sqrt|rint\w|cm\w+|cvt\w+)|[su]cvtf)\s+v\d+\.\d[dsh]"
 )
 _MULTIPLY_ADD = re.compile(r"(?:fml[as]|[su]dot|[su]mmla)\s+v")
 

@@ -78,7 +78,7 @@ KERNELS = {
             extension,
         )
         for bits, panels in _PANELS.items()
-        for extension, pattern, each in (("", r"mul v", 1), ("+dotprod", r"sdot", 1), ("+dotprod+i8mm", r"smmla", 2))
+        for extension, pattern, each in (("", r"sadalp", 1), ("+dotprod", r"sdot", 1), ("+dotprod+i8mm", r"smmla", 2))
         for name, rows in (("GEMM", "M"), ("GEMV", "1"))
         if (name, pattern) != ("GEMV", "smmla")
     },

@@ -85,6 +85,7 @@ def test_an_operand_may_be_a_view() -> None:
 
 INSTRUCTIONS = {
     "x86-64-v4+vnni": {"vpdpbusd"},
+    "aarch64": {"smull", "sadalp"},
     "aarch64+dotprod": {"sdot"},
     "aarch64+dotprod+i8mm": {"sdot", "smmla"},  # for one row and for more
 }
@@ -94,7 +95,7 @@ INSTRUCTIONS = {
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_instructions_are_used(form: str, level: str) -> None:
     assembly = Compiled(plain(form, 64, 32, 1), parse_target(level)).library.inspect_source("asm")
-    assert set(re.findall(r"\b(?:vpdpbusd|sdot|smmla)\b", assembly)) == INSTRUCTIONS[level]
+    assert set(re.findall(r"\b(?:vpdpbusd|sdot|smmla|smull|sadalp)\b", assembly)) == INSTRUCTIONS[level]
 
 
 def test_a_row_alone_needs_no_tile_for_more() -> None:

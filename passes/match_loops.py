@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from coilc.ir import Location, Value, at, ops
 from coilc.ir.core import Node
+from coilc.ir.opdef import MOVEMENT
 
 from .align_scans import align_scans
 from .match import scalar
@@ -76,6 +77,8 @@ def find_templates(order: Mapping[Node, int], earlier: Value, later: Value) -> l
                 heapq.heappush(heap, (-order[y.node], next(ties), x, y))
     if not template.carries:
         raise Mismatch(later.node, "the steps do not depend on one another")
+    if not template.sequences and all(MOVEMENT in node.op.traits for node in template.interior):
+        raise Mismatch(later.node, "the steps compute nothing")
     return _carry_less(template, order)
 
 

@@ -28,7 +28,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from coilc.ir import Array, Graph, Module, Value, at, literal, ops
+from coilc.ir import DTYPES, Array, Graph, Module, Value, at, literal, ops
 from coilc.ir.core import Node, topological_order
 from coilc.ir.opdef import MIXER
 
@@ -223,20 +223,29 @@ def _loop(
     template: Template, steps: Sequence[Step], escapes: list[Value], outputs: Sequence[Value]
 ) -> tuple[dict[Value, Value], tuple[Value, ...]]:
     """Build the scan: what the values that it leaves become, and the stacked ``outputs``."""
-    sequences = {leaf: _sequence(leaf, [s.sequences[leaf] for s in steps]) for leaf in template.sequences}
+    sequences = _sequences(template, steps)
     left = (*template.carries.values(), *escapes)
     results = ops.scan.node(
         *(steps[0].carries[read] for read in template.carries),
         *(ops.broadcast(literal(0, v.type.dtype), dims=v.dims) for v in escapes),
         *sequences.values(),
         *template.invariants,
-        body=_body(template, escapes, outputs),
+        body=_body(template, escapes, list(sequences), outputs),
         carries=len(left),
         sequences=len(sequences),
         axis=0,
         reverse=False,
     ).results
     return dict(zip(left, results, strict=False)), results[len(left) :]
+
+
+def _sequences(template: Template, steps: Sequence[Step]) -> dict[Value, Value]:
+    """What moves with time, [T, ...], by what a step reads of it: the number of the step where that is nothing."""
+    found = {leaf: _sequence(leaf, [s.sequences[leaf] for s in steps]) for leaf in template.sequences}
+    if found:
+        return found
+    numbers = ops.iota(dims=(len(steps),), axis=0, dtype=DTYPES["i64"])
+    return {ops.input_(name="step", type=numbers.type.with_dims(())): numbers}
 
 
 def _escapes(surroundings: _Surroundings, concat: Node | None, template: Template) -> list[Value]:
@@ -282,8 +291,8 @@ def _with(items: Sequence[object], index: int, item: object) -> tuple[object, ..
     return (*items[:index], item, *items[index + 1 :])
 
 
-def _body(template: Template, escapes: list[Value], outputs: Sequence[Value]) -> Graph:
-    leaves = {"h": template.carries, "l": escapes, "x": template.sequences, "c": template.invariants}
+def _body(template: Template, escapes: list[Value], moving: list[Value], outputs: Sequence[Value]) -> Graph:
+    leaves = {"h": template.carries, "l": escapes, "x": moving, "c": template.invariants}
     parameters = [(f"{kind}{i}", leaf) for kind, group in leaves.items() for i, leaf in enumerate(group)]
     inputs = [ops.input_(name=name, type=leaf.type) for name, leaf in parameters]
     mapping = {leaf: v for (name, leaf), v in zip(parameters, inputs, strict=True) if not name.startswith("l")}

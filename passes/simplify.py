@@ -139,6 +139,16 @@ def clamp_of_positive(node: Node) -> Value | None:
     return node.inputs[0] if positive and high in (None, math.inf) and (low is None or low <= 0) else None
 
 
+@on("sum", "prod", "max", "min", "any", "all")
+def reduction_of_one(node: Node) -> Value | None:
+    """The sum of one number is x + 0.0, which turns -0.0 into 0.0; any other reduction of one is x"""
+    (x,) = node.inputs
+    if any(x.dims[axis] != 1 for axis in node.attrs["axes"]):
+        return None
+    moved: Value = ops.reshape(x, dims=node.types[0].dims)
+    return ops.add(moved, 0.0) if node.op is ops.sum and not x.type.dtype.is_integer else moved
+
+
 @on("where")
 def where_of_equal(node: Node) -> Value | None:
     """where(c, x, x) = x"""
@@ -356,7 +366,7 @@ def pad_by_nothing(node: Node) -> Value | None:
 RULES: tuple[Rule, ...] = (
     mul_by_one, add_zero, sub_zero, div_by_one, div_by_power_of_two, double_negation, pow_by_small_constant,
     pow_minus_one, cast_to_same, cast_there_and_back, clamp_of_positive,
-    where_of_equal,
+    reduction_of_one, where_of_equal,
     move_to_same_dims, reshape_of_reshape, reshape_of_constant, reshape_of_broadcast, broadcast_of_broadcast, broadcast_of_unit_reshape,
     broadcast_by_reshape, transpose_of_transpose, transpose_of_nothing, transpose_of_unit_dims, transpose_of_broadcast,
     slice_of_whole, slice_of_slice, slice_of_concat, slice_of_whole_operands, concat_of_concat,

@@ -284,6 +284,31 @@ def test_independent_slices_are_not_a_loop() -> None:
     assert refusals(graph) == ["the steps do not depend on one another"]
 
 
+def repeated(step: Callable[[Value], Value], length: int) -> Graph:
+    """``step`` of ``x: f32[B, D]`` again and again, all results stacked."""
+    x = parameter("x", B, D)
+    states = [x]
+    for _ in range(length):
+        states.append(step(states[-1]))
+    stacked = ops.concat(*(ops.reshape(h, dims=(B, 1, D)) for h in states[1:]), axis=1)
+    return Graph("main", (x,), (("y", stacked),))
+
+
+def test_a_loop_that_reads_nothing_over_time() -> None:
+    before = repeated(lambda h: ops.tanh(ops.mul(h, 1.5)), 7)
+    after = reroll_scans(before)
+    assert (count(after, "scan"), count(after, "tanh")) == (1, 0)
+    feed = {"x": np.random.default_rng(0).standard_normal((B, D)).astype(np.float32)}
+    expected, found = (interpret(Module({"main": g}), feed)["y"] for g in (before, after))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_moving_the_same_numbers_is_not_a_loop() -> None:
+    graph = repeated(lambda h: ops.flip(h, axes=(1,)), 7)
+    assert reroll_scans(graph) == graph
+    assert refusals(graph) == ["the steps compute nothing"]
+
+
 @pytest.mark.parametrize("name", CELLS)
 def test_two_lengths_unify(name: str) -> None:
     cell, carries = CELLS[name]

@@ -32,6 +32,11 @@ CASES = {
         ["c = constant(value=array(f32, 2.0))", "b = broadcast(c, dims=(3, 4))", "y = pow(x, b)"],
         "mul(x, x)",
     ),
+    "reduction_of_one": (
+        "x: f32[3, 1, 4]",
+        ["y = max(x, axes=(1,), keepdims=False)"],
+        "reshape(x, dims=(3, 4))",
+    ),
     "where_of_equal": ("m: bool[3], x: f32[3]", ["y = where(m, x, x)"], "x"),
     "slice_of_concat": (
         F,
@@ -89,6 +94,26 @@ def test_what_would_change_a_zero_or_a_nan_stays(op: str, number: str) -> None:
     lines = [f"c = constant(value=array(f32, {number}))", "b = broadcast(c, dims=(3, 4))", f"y = {op}(x, b)"]
     graph = parse_graph("\n".join(add_types(text_of(F, lines))))
     assert simplify(Module({"main": graph})).entries["main"] == graph
+
+
+def test_the_sum_of_one_number_is_that_number(check: Callable[..., Module]) -> None:
+    """But for -0.0: a sum starts from 0.0."""
+    check(
+        simplify,
+        """
+        def main(x: f32[B, 1], *, B: dim[1:]):
+            v0: f32[B] = sum(x, axes=(1,), keepdims=False)
+            return {"y": v0}
+        """,
+        """
+        def main(x: f32[B, 1], *, B: dim[1:]):
+            v0: f32[B] = reshape(x, dims=(B,))
+            v1: f32[()] = constant(value=array(f32, 0.0))
+            v2: f32[B] = broadcast(v1, dims=(B,))
+            v3: f32[B] = add(v0, v2)
+            return {"y": v3}
+        """,
+    )
 
 
 def test_division_by_a_power_of_two_becomes_a_product(check: Callable[..., Module]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Callable
@@ -81,7 +82,7 @@ class Session:
             StateError: the file cannot be read, is damaged, or another model wrote it; the session is then unchanged.
         """
         try:
-            data = Path(path).read_bytes()
+            data = _read(Path(path))
         except OSError as error:
             raise StateError(f"cannot read the state '{path}': {error.strerror}") from None
         try:
@@ -93,3 +94,10 @@ class Session:
     def memory_bytes(self) -> int:
         """What the state and its history have reserved."""
         return self.state.memory_bytes
+
+
+def _read(path: Path) -> bytes:
+    """A regular file; a pipe or a device might never end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is not a file")
+    return path.read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_refusals(cli: Cli, language: Path, scale: Path, tmp_path: Path) -> None
         ((str(scale), "-p", "x"), "is no language model that runs step by step"),
         ((small, "-p", "x"), "knows 61 tokens and has no tokenizer.json"),
         ((str(language), "-p", ""), "the prompt is empty"),
+        ((str(language), "-p", os.fsdecode(b"\xff")), "the prompt is no text in UTF-8"),
         ((str(language), "-p", "x", "--top-p", "0"), "top_p lies above 0"),
         ((str(language), "-p", "x", "--seed", "-1"), "seed must not be negative"),
         ((str(language), "-p", "x", "--temperature", "nan"), "temperature, top_k and seed must not be negative"),

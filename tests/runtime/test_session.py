@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -250,6 +251,10 @@ def test_states_belong_to_their_weights(model: Model, tmp_path: Path) -> None:
 def test_unreachable_files(model: Model, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot read the state"):
         model.session().load(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe")
+    for endless in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(StateError, match="it is not a file"):
+            model.session().load(endless)
     with pytest.raises(StateError, match="cannot write the state"):
         model.session().save(tmp_path / "no" / "folder")
 

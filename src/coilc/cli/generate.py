@@ -101,12 +101,16 @@ def vocabulary(model: Model) -> int:
 
 def tokenizer(artifact: Path, prompt: str, size: int) -> tuple[list[int], Decode]:
     """The prompt's tokens, and a function from each next token to the text that it completes."""
+    try:
+        raw = prompt.encode()
+    except UnicodeEncodeError:
+        raise InputError("the prompt is no text in UTF-8") from None
     if (artifact / TOKENIZER).is_file():
         return from_file(artifact / TOKENIZER, prompt)
     if size < 256:
         raise InputError(f"{artifact} knows {size} tokens and has no {TOKENIZER}, so text cannot be cut into tokens")
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    return list(prompt.encode()), lambda token: decoder.decode(bytes([token])) if token < 256 else ""
+    return list(raw), lambda token: decoder.decode(bytes([token])) if token < 256 else ""
 
 
 def from_file(path: Path, prompt: str) -> tuple[list[int], Decode]:

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-FIT = 2.0**-22  # how far a response may be from a kernel, of its largest tap; rounding the tap moves it by 2^-24
+FIT = (
+    2.0**-20
+)  # how far a response may be from a kernel, of its largest tap; what computes one in single rounds as much
 SINGLE = 2.0**-18  # the same for the response in single precision, of their norms; any recurrence rounds once a step
 GROWTH = 16.0  # how many times a state may grow over the taps, and its rounding errors with it
 LARGEST = 1e3  # that a power of a state matrix may become on the way
@@ -70,20 +72,39 @@ class Lattice:
         return y
 
 
-def realise(kernel: Array, most: int = STATES) -> Lattice:
-    """The lattice whose response is ``kernel`` [K, D], with ``most`` states per channel at most.
+_NOTHING = np.zeros((1, 1))
+SILENT = Lattice(_NOTHING, _NOTHING, _NOTHING, np.ones(1))  # one channel without a response
+
+
+def realise(kernel: Array, most: int = STATES) -> tuple[Lattice, Array]:
+    """The lattice whose response is ``kernel`` [K, D], and the channels that have none: there its response is 0.
+
+    Args:
+        most: states per channel.
 
     Raises:
-        NotRealised: a channel has no such form, or it loses too much in single precision.
+        NotRealised: no channel has such a form, or all lose too much in single precision.
     """
     kernel = kernel.astype(np.float64)
-    chains = [_chain(taps, most) for taps in kernel.T]
-    found = _side_by_side(chains)
-    off = found.response(len(kernel), np.float32) - kernel
-    error = float(np.max(_norms(off) / np.maximum(_norms(kernel), 1e-300)))
-    if not error <= SINGLE:
-        raise NotRealised(f"{found.states} states lose {error:.1e} of it in single precision, more than {SINGLE:.1e}")
-    return found
+    chains, reasons = dict[int, Lattice](), dict[int, str]()
+    for channel, taps in enumerate(kernel.T):
+        try:
+            chains[channel] = _chain(taps, most)
+        except NotRealised as reason:
+            chains[channel], reasons[channel] = SILENT, str(reason)
+    for channel, error in enumerate(_single_precision_errors(_side_by_side(list(chains.values())), kernel)):
+        if channel not in reasons and not error <= SINGLE:
+            chains[channel] = SILENT
+            reasons[channel] = f"single precision loses {error:.1e} of it, more than {SINGLE:.1e}"
+    if len(reasons) == len(chains):
+        raise NotRealised(reasons[0])
+    return _side_by_side(list(chains.values())), np.array(list(reasons), int)
+
+
+def _single_precision_errors(lattice: Lattice, kernel: Array) -> Array:
+    """Of every channel: the norm of what its response is off, over its kernel's."""
+    errors: Array = _norms(lattice.response(len(kernel), np.float32) - kernel) / np.maximum(_norms(kernel), 1e-300)
+    return errors
 
 
 def _norms(columns: Array) -> Array:
@@ -109,8 +130,7 @@ def _side_by_side(chains: list[Lattice]) -> Lattice:
 def _chain(taps: Array, most: int) -> Lattice:
     largest = np.abs(taps).max()
     if largest == 0:
-        none = np.zeros((1, 1))
-        return Lattice(none, none, none, np.ones(1))
+        return SILENT
     reason = f"its taps are not the response of {most} states or fewer"
     for A, b, c in _spaces(taps, most):
         error = np.abs(_powers(A, b, len(taps)) @ c - taps).max() / largest

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from coilc.ir import Graph, Module, Node, Value, dims, interpret, ops
+from coilc.ir import Graph, Module, Node, Value, dims, interpret, literal, ops
 from coilc.ir.ops.recurrence import body_input
 
 from .fold_constants import WeightTable, is_known, known_dims, weight_of
-from .lattice import STATES, Lattice, NotRealised, realise
+from .lattice import STATES, Array, Lattice, NotRealised, realise
 from .rewrite import Rule, on, rewrite_graph
 from .trace import Declined, no
 
@@ -34,8 +34,10 @@ def realise_kernels(graph: Graph, table: WeightTable) -> Graph:
             return {"g": after, "y": y}
         _, y = scan(zeros([B, 16, 4]), x, s, w, c, body=step)
 
-    Needs: the sequence is no longer than the kernel. Guarantees: the kernel's taps change by less than their rounding to
-    single precision, and by 4e-6 of their norm when the recurrence runs in it. What has no such form stays as it is.
+    Channels without such a form stay a convolution, of their own.
+
+    Needs: the sequence is no longer than the kernel. Guarantees: the kernel's taps change by less than 1e-6 of the
+    largest, and by 4e-6 of their norm when the recurrence runs in it.
     """
     return rewrite_graph(graph, kernel_of_few_states(graph, table))
 
@@ -53,15 +55,22 @@ def kernel_of_few_states(graph: Graph, table: WeightTable) -> Rule:
         if longest is None or longest > known_dims(k)[0]:
             return no(f"a sequence may have more steps than the {k.dims[0]} that its kernel tells of")
         try:
-            lattice = _lattice(k, table)
+            lattice, others = _lattice(k, table)
         except NotRealised as reason:
             return no(f"a step needs its last {k.dims[0] - 1} inputs: {reason}")
-        return _emitted(lattice, x, table, weight_of(k) or "kernel")
+        y = _emitted(lattice, x, table, weight_of(k) or "kernel")
+        if not len(others):
+            return y
+        channels = literal(others)
+        rest = ops.long_conv(ops.take(x, channels, axis=2), ops.take(k, channels, axis=1))
+        places = np.arange(known_dims(k)[1])
+        places[others] = len(places) + np.arange(len(others))
+        return ops.take(ops.concat(y, rest, axis=2), literal(places), axis=2)
 
     return kernel_of_few_states
 
 
-def _lattice(k: Value, table: WeightTable) -> Lattice:
+def _lattice(k: Value, table: WeightTable) -> tuple[Lattice, Array]:
     taps, channels = known_dims(k)
     if k.type.dtype.name != "f32":
         raise NotRealised(f"states are not looked for in a kernel of {k.type.dtype}")

@@ -45,21 +45,21 @@ def test_the_response_of_any_stable_states_is_found_again(states: int, seed: int
     if np.linalg.norm(A, 2) > 3:  # a transient that rounding of the kernel hides the rest behind
         A = np.linalg.qr(A)[0] * radius
     kernel = response(A, rng.standard_normal(states), rng.standard_normal(states), 120)[:, None]
-    found = realise(kernel)
+    found, _ = realise(kernel)
     assert found.states <= states
     off = found.response(120, np.float64) - kernel
     assert np.abs(off).max() <= 1.01 * FIT * np.abs(kernel).max()
 
 
 def test_one_step_neither_grows_nor_shrinks_what_it_turns() -> None:
-    chain = realise(KERNEL)
+    chain, _ = realise(KERNEL)
     cosine = 1 - chain.versine
     np.testing.assert_allclose(chain.sine**2 + cosine**2, 1, rtol=1e-12)
 
 
 def test_a_slow_kernel_that_has_not_decayed_yet() -> None:
     kernel = (1 - J / TAPS + 0.3 * np.cos(0.01 * J))[:, None]
-    found = realise(kernel)
+    found, _ = realise(kernel)
     off = found.response(TAPS, np.float32) - kernel
     assert found.states <= 4
     assert np.linalg.norm(off) <= SINGLE * np.linalg.norm(kernel)
@@ -67,9 +67,16 @@ def test_a_slow_kernel_that_has_not_decayed_yet() -> None:
 
 def test_channels_of_any_number_of_states_stand_side_by_side() -> None:
     kernel = np.concatenate([np.zeros((TAPS, 1)), KERNEL, np.eye(TAPS)[:, :1]], 1)
-    found = realise(kernel)
+    found, _ = realise(kernel)
     assert found.states == 2
     np.testing.assert_allclose(found.response(TAPS, np.float64), kernel, atol=1e-6)
+
+
+def test_channels_without_states_are_silent(rng: np.random.Generator) -> None:
+    kernel = np.concatenate([KERNEL[:, :1], rng.standard_normal((TAPS, 1)), KERNEL[:, 1:]], 1)
+    found, others = realise(kernel, 24)
+    assert list(others) == [1]
+    np.testing.assert_allclose(found.response(TAPS, np.float64), kernel * [1, 0, 1], atol=2e-6)
 
 
 def test_a_free_kernel_has_no_states(rng: np.random.Generator) -> None:
@@ -125,6 +132,21 @@ def test_a_sequence_in_pieces_is_the_convolution(pieces: list[int], rng: np.rand
     now, found = np.zeros((3, 2, 2), np.float32), []
     for piece in np.split(x, np.cumsum(pieces)[:-1], 1):
         y, now = interpret(derived, {"x": piece, state.node.attrs["name"]: now}, "prefill").values()
+        found.append(y)
+    np.testing.assert_allclose(np.concatenate(found, 1), interpret(module, {"x": x})["y"], rtol=1e-5, atol=2e-5)
+
+
+def test_channels_without_states_keep_their_inputs(rng: np.random.Generator) -> None:
+    kernel = np.stack([rng.standard_normal(TAPS), KERNEL[:, 0]], 1).astype(np.float32)
+    module = Module({"main": GRAPH}, {"k": kernel})
+    derived = extract_state(module, ("main", "prefill"))
+    states = {v.node.attrs["name"]: v.dims[1:] for v in derived.entries["prefill"].inputs[1:]}
+    assert sorted(states.values()) == [(2, 2), (TAPS - 1, 1)]
+    x = rng.standard_normal((3, TAPS, 2)).astype(np.float32)
+    now, found = {name: np.zeros((3, *dims), np.float32) for name, dims in states.items()}, []
+    for piece in np.split(x, [17, 18], 1):
+        y, *after = interpret(derived, {"x": piece, **now}, "prefill").values()
+        now = dict(zip(states, after, strict=True))
         found.append(y)
     np.testing.assert_allclose(np.concatenate(found, 1), interpret(module, {"x": x})["y"], rtol=1e-5, atol=2e-5)
 

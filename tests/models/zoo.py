@@ -290,8 +290,8 @@ HYBRIDS: Mapping[str, Callable[[], Case]] = {
     "lfm2": _hybrid("Lfm2Config", "Lfm2ForCausalLM", layer_types=["conv", "full_attention"]),
 }  # fmt: skip
 
-# Those that run piece by piece, besides the plain recurrences.
+# Those that run piece by piece.
 DECODERS = (
-    "llama", "gpt2", "mistral", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h", "lfm2",
-    "zamba2", "recurrent_gemma", "qwen3_next", "olmo_hybrid", "kimi_linear",
+    "mamba", "mamba2", "falcon_mamba", "llama", "gpt2", "mistral", "jamba", "bamba", "falcon_h1", "granite", "nemotron_h",
+    "lfm2", "zamba2", "recurrent_gemma", "qwen3_next", "olmo_hybrid", "kimi_linear",
 )  # fmt: skip

@@ -53,7 +53,7 @@ def _many_rows(k: Anchor) -> None:
             inner,
             lambda i, n: k.read(X, *at, first + i, n),
             lambda right, start, depth: _copy_right(k, right, at, start, depth, column, tile.width),
-            k.is_computed(X),
+            stage=k.is_computed(X),
         )
         with serial(count) as i:
             each_column(

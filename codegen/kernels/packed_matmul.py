@@ -15,7 +15,7 @@ from coilc.ir import dims as d
 
 from ..scalar import Expr, bind
 from .anchor import Anchor
-from .loops import ceildiv, each_column, i64, lanes, local, parallel, serial, unravel
+from .loops import ceildiv, each_column, i64, lanes, local, parallel, serial, unravel, when
 from .tile import Product, Tile
 
 X, W = range(2)
@@ -34,12 +34,11 @@ def emit_packed_matmul(k: Anchor) -> None:
         block = _Block(k, tile, row_block * i64(ROW_BLOCK), column_block)
         count = bind(tirx.min(rows - block.first, i64(ROW_BLOCK)))
         if not k.is_computed(W):
-            return block.stream(count)
-        with T.If(count >= i64(WORTH_A_COPY)):
-            with T.Then():
-                block.widen(count)
-            with T.Else():
-                block.stream(count)
+            return block.stream(i64(0), count)
+        whole = bind(tirx.Select(count >= i64(WORTH_A_COPY), count - tirx.truncmod(count, i64(tile.rows)), i64(0)))
+        with when(whole > i64(0)):
+            block.widen(whole)
+        block.stream(whole, count)
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,12 @@ class _Block:
     first: Expr
     column_block: Expr
 
-    def stream(self, count: Expr) -> None:
-        """The panel is read for every tile of rows."""
+    def stream(self, start: Expr, count: Expr) -> None:
+        """Rows from ``start`` up to ``count``: the panel is read for every tile of them."""
         tile = self.tile
         out = local((tile.rows, tile.width), tile.dtype)
-        with serial(ceildiv(count, tile.rows)) as step:
-            row = step * i64(tile.rows)
+        with serial(ceildiv(count - start, tile.rows)) as step:
+            row = start + step * i64(tile.rows)
             product = Product(
                 left=lambda i, n: self._left(row + i, n),
                 right=self._right,
@@ -68,14 +67,15 @@ class _Block:
             self._store(out, row, height)
 
     def widen(self, count: Expr) -> None:
-        """The panel is converted once for all rows, in parts that stay in L1 meanwhile."""
+        """Whole tiles of rows: the panel is converted once for all, in parts that stay in L1 meanwhile."""
 
         def copy(right: tirx.Buffer, start: Expr, depth: Expr) -> None:
             with serial(depth) as n, lanes(self.tile.width) as j:
                 T.buffer_store(right, self._right(start + n, j), [n, j])
 
         inner, stage = self.k.extent(self.k.dims(X)[-1]), self.k.is_computed(X)
-        self._store(self.tile.multiply_blocks(ROW_BLOCK, count, inner, self._left, copy, stage), i64(0), count)
+        sums = self.tile.multiply_blocks(ROW_BLOCK, count, inner, self._left, copy, stage=stage, whole=True)
+        self._store(sums, i64(0), count)
 
     def _left(self, row: Expr, inner: Expr) -> Expr:
         extents = [self.k.extent(dim) for dim in self.k.dims(X)[:-1]]

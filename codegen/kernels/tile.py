@@ -71,11 +71,14 @@ class Tile:
                         self._multiply(height, inner, repeating)
                     height //= 2
 
-    def multiply_blocks(self, rows: int, count: Expr, inner: Expr, left: Read, copy: Copy, stage: bool) -> tirx.Buffer:
+    def multiply_blocks(
+        self, rows: int, count: Expr, inner: Expr, left: Read, copy: Copy, *, stage: bool, whole: bool = False
+    ) -> tirx.Buffer:
         """The sums [rows, width] over k of left(i, k) * right(k, j), for ``count`` rows, of which there are at most ``rows``.
 
         ``copy(right, start, depth)`` puts ``depth`` rows of the right operand, from ``start`` on, into local memory,
-        [INNER_BLOCK, width], where all rows of the left one find them. Rows past the count get sums that nobody reads.
+        [INNER_BLOCK, width], where all rows of the left one find them. Rows past the count get sums that nobody reads;
+        ``whole`` promises that there are none in the last tile.
         """
         sums = local((rows, self.width), self.dtype)
         right = local((INNER_BLOCK, self.width), self.dtype)
@@ -93,7 +96,8 @@ class Tile:
                     write=lambda i, j, value: T.buffer_store(sums, sums[row + i, j] + value, [row + i, j]),
                     stage=stage,
                 )
-                self.multiply(tirx.min(count - row, i64(self.rows)), depth, part)
+                height = i64(self.rows)
+                self.multiply(height if whole else tirx.min(count - row, height), depth, part)
         return sums
 
     def _multiply(self, height: int, inner: Expr, product: Product) -> None:

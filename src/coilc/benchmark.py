@@ -78,7 +78,7 @@ def benchmark(
         kwargs: the module's arguments by name; its tensors are those of the entry, in order.
 
     Raises:
-        InputError: no such rival, or no GPU for torch to time on.
+        InputError: no such rival or entry, other inputs, or no GPU for torch to time on.
     """
     unknown = [name for name in against if name not in RIVALS]
     if unknown:
@@ -89,13 +89,26 @@ def benchmark(
         raise InputError(f"'{artifact.path}' runs on a GPU, and torch, which times it, sees none here")
     dtype = PRECISIONS.get(described["options"].get("precision") or "")
     given = {name: _moved(x, kind) for name, x in kwargs.items()}
-    names = [tensor["name"] for tensor in described["entries"][entry]["inputs"]]
-    inputs = dict(zip(names, (x for x in given.values() if isinstance(x, torch.Tensor)), strict=True))
+    tensors = [x for x in given.values() if isinstance(x, torch.Tensor)]
+    inputs = dict(zip(_inputs(described["entries"], entry, len(tensors)), tensors, strict=True))
     sides: dict[str, Call] = {"coilc": lambda: artifact.run(entry, inputs)}
     for name in against:
         sides[name] = _side(RIVALS[name](copy.deepcopy(module).to(kind, dtype)), given, dtype)
     with _threads(artifact.threads):
         return tuple(_alternate(sides, runs, _clock(kind)))
+
+
+def _inputs(entries: Mapping[str, Any], entry: str, count: int) -> list[str]:
+    """Names of the entry's inputs, for which there are ``count`` tensors."""
+    if entry not in entries:
+        raise InputError(f"the artifact has no entry '{entry}'; it has {', '.join(entries)}")
+    names = [tensor["name"] for tensor in entries[entry]["inputs"]]
+    if len(names) != count:
+        raise InputError(
+            f"tensors among the model's arguments: {count}; inputs of the entry: {', '.join(names)}. Caches and nested "
+            "arguments cannot be timed here; 'coilc compare' also measures models that take them"
+        )
+    return names
 
 
 def kernels_installed() -> list[str]:

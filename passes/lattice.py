@@ -6,12 +6,16 @@ decompositions"). Eigenvalues of such a matrix may be useless: those of S4 are 1
 lattice is not: it is a chain of plane rotations, which neither grow nor shrink what they turn (Gray and Markel 1975, "A
 normalized digital filter structure"), and one step takes 5 N products. Slow states turn by little, so a rotation is kept
 as its sine and ``1 - cosine``, whose rounding is as small as they are.
+
+A kernel that has not died away over its taps may leave the shift matrix unstable. Then its taps are fitted by a Laguerre
+network, a delay line of equal all-pass sections: more states, but they decay whatever the kernel, and are orthonormal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,9 +28,13 @@ FIT = (
 )  # how far a response may be from a kernel, of its largest tap; what computes one in single rounds as much
 SINGLE = 2.0**-18  # the same for the response in single precision, of their norms; any recurrence rounds once a step
 GROWTH = 16.0  # how many times a state may grow over the taps, and its rounding errors with it
+READOUT = (
+    4.0  # how large a network's readout may be, of the norm of the taps; it is that of the response without an end
+)
 LARGEST = 1e3  # that a power of a state matrix may become on the way
 STATES = 160  # that are looked for at most
 SPARE = 16  # further columns of a sketch of the matrix of taps, which make it as good as the matrix
+DECAYS = (32, 64, 128, 256)  # of a section's response over the taps, as exponents of e
 MORE = 8  # states that are tried beyond the rank, which is blurred by the kernel's rounding
 
 
@@ -141,7 +149,38 @@ def _chain(taps: Array, most: int) -> Lattice:
             reason = f"{len(b)} states that give it back grow {gain ** len(taps):.1e} times over its taps"
         else:
             return _rotations(*_balanced(A / gain, b, c / gain), gain)
-    raise NotRealised(reason)
+    network = _smallest_network(taps, most)
+    if network is None:
+        raise NotRealised(reason)
+    return _rotations(*network, 1.0)
+
+
+def _smallest_network(taps: Array, most: int) -> tuple[Array, Array, Array] | None:
+    """The Laguerre network ``A, b, c`` with the fewest states that gives the taps back, if its readout is not too large."""
+    found = []
+    for A, b, basis, corner in _networks(len(taps), most):
+        parts = basis.T @ taps
+        errors = np.abs(taps[:, None] - np.cumsum(basis * parts, axis=1)).max(axis=0)
+        for n in np.flatnonzero(errors <= FIT * np.abs(taps).max())[:1] + 1:
+            c = np.linalg.solve(corner[:n, :n], parts[:n])
+            if _norms(c) <= READOUT * _norms(taps):
+                found.append((A[:n, :n], b[:n], c))
+    return min(found, key=lambda space: len(space[1]), default=None)
+
+
+@lru_cache(maxsize=1)
+def _networks(taps: int, states: int) -> tuple[tuple[Array, Array, Array, Array], ...]:
+    """Networks ``A, b`` of each decay, and their states over the taps as an orthonormal basis times a corner."""
+    spaces = [_network(np.exp(-decay / taps), states) for decay in DECAYS]
+    return tuple((A, b, *np.linalg.qr(_powers(A, b, taps))) for A, b in spaces)
+
+
+def _network(pole: float, states: int) -> tuple[Array, Array]:
+    """``A, b`` of a Laguerre network, whose first n states are the network of n; ``A A^T + b b^T = 1``."""
+    behind = np.subtract.outer(np.arange(states), np.arange(states))
+    gains = (-pole) ** np.maximum(behind - 1, 0)
+    A = np.where(behind > 0, (1 - pole**2) * gains, pole * np.eye(states))
+    return A, np.sqrt(1 - pole**2) * (-pole) ** np.arange(states)
 
 
 def _spaces(taps: Array, most: int) -> Iterator[tuple[Array, Array, Array]]:

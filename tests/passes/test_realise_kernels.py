@@ -65,6 +65,23 @@ def test_a_slow_kernel_that_has_not_decayed_yet() -> None:
     assert np.linalg.norm(off) <= SINGLE * np.linalg.norm(kernel)
 
 
+def test_a_kernel_whose_own_states_are_lost_in_rounding_is_a_network(rng: np.random.Generator) -> None:
+    """S4's, of 64 states at a step of 0.001 (arXiv 2111.00396, equations 2 and 3): a fit of its shift matrix grows."""
+    scale, one = np.sqrt(2 * np.arange(64) + 1.0), np.eye(64)
+    A = np.diag(np.arange(64)) - np.tril(np.outer(scale, scale))
+    frequencies, modes = np.linalg.eigh(-1j * (A + np.outer(scale, scale) / 2 + one / 2))
+    readout = (
+        modes[:, frequencies > 0].conj() @ (rng.standard_normal((32, 4)) + 1j * rng.standard_normal((32, 4)))
+    ).real
+    solve = np.linalg.inv(one - 0.0005 * A)
+    kernel = response(solve @ (one + 0.0005 * A), 0.001 * solve @ scale, readout.T, 1024).astype(np.float32)
+    found = realise(kernel)
+    assert 40 < found.states < 100
+    np.testing.assert_array_equal(found.gain[found.sine[0] != 0], 1)
+    off = found.response(1024, np.float32) - kernel
+    assert np.all(np.linalg.norm(off, axis=0) <= SINGLE * np.linalg.norm(kernel, axis=0))
+
+
 def test_channels_of_any_number_of_states_stand_side_by_side() -> None:
     kernel = np.concatenate([np.zeros((TAPS, 1)), KERNEL, np.eye(TAPS)[:, :1]], 1)
     found, _ = realise(kernel)

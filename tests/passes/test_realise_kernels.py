@@ -75,7 +75,8 @@ def test_a_kernel_whose_own_states_are_lost_in_rounding_is_a_network(rng: np.ran
     ).real
     solve = np.linalg.inv(one - 0.0005 * A)
     kernel = response(solve @ (one + 0.0005 * A), 0.001 * solve @ scale, readout.T, 1024).astype(np.float32)
-    found = realise(kernel)
+    found, others = realise(kernel)
+    assert not len(others)
     assert 40 < found.states < 100
     np.testing.assert_array_equal(found.gain[found.sine[0] != 0], 1)
     off = found.response(1024, np.float32) - kernel

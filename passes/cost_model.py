@@ -134,9 +134,7 @@ class SelectiveScan:
 
 
 NEST_STEP = 180  # instructions per cell of a nest for its loops and what passes through memory; 25 ns, as measured
-DIAGONAL = (
-    40  # per number of a diagonal: it moves by a lane in every step, which runs element by element (10 ns, as measured)
-)
+DIAGONAL = 40  # per number of a diagonal, which moves by a lane in every step, element by element; 10 ns, as measured
 
 
 @dataclass(frozen=True)

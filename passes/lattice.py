@@ -23,14 +23,10 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-FIT = (
-    2.0**-20
-)  # how far a response may be from a kernel, of its largest tap; what computes one in single rounds as much
+FIT = 2.0**-20  # how far a response may be from a kernel, of its largest tap; single precision is as far off itself
 SINGLE = 2.0**-18  # the same for the response in single precision, of their norms; any recurrence rounds once a step
 GROWTH = 16.0  # how many times a state may grow over the taps, and its rounding errors with it
-READOUT = (
-    4.0  # how large a network's readout may be, of the norm of the taps; it is that of the response without an end
-)
+READOUT = 4.0  # how large a network's readout may be, of the norm of the taps; it has no end, they have
 LARGEST = 1e3  # that a power of a state matrix may become on the way
 STATES = 160  # that are looked for at most
 SPARE = 16  # further columns of a sketch of the matrix of taps, which make it as good as the matrix

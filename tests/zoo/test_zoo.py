@@ -201,7 +201,7 @@ def test_any_split_is_the_whole(case: Case, sequence: dict[str, np.ndarray]) -> 
 
 def test_a_session_is_the_whole(case: Case, sequence: dict[str, np.ndarray]) -> None:
     whole = first(case.compiled(**sequence))
-    for cut in (1, 17, LENGTH - 1):
+    for cut in range(1, LENGTH):
         session = case.compiled.session()
         parts = [session.prefill(**piece(sequence, *ends)) for ends in ((0, cut), (cut, LENGTH))]
         assert off(parts, whole) <= TOLERANCE["float32"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .errors import RunError, StateError
@@ -69,9 +69,10 @@ class Session:
         """
         place = Path(path)
         try:
-            with tempfile.NamedTemporaryFile(dir=place.parent, prefix=f".{place.name}.", delete=False) as file:
-                file.write(self.state.save())
-            os.replace(file.name, place)
+            with TemporaryDirectory(dir=place.parent, prefix=f".{place.name}.") as scratch:
+                written = Path(scratch) / "state"
+                written.write_bytes(self.state.save())
+                os.replace(written, place)
         except OSError as error:
             raise StateError(f"cannot write the state to '{place}': {error.strerror}") from None
 

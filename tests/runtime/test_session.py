@@ -263,7 +263,10 @@ def test_save_leaves_one_file(model: Model, tmp_path: Path) -> None:
     session = model.session()
     session.save(tmp_path / "s.state")  # of a session that has not begun
     model.session().load(tmp_path / "s.state")
-    assert [p.name for p in tmp_path.iterdir()] == ["s.state"]
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StateError, match="cannot write the state"):
+        session.save(tmp_path / "folder")
+    assert {p.name for p in tmp_path.iterdir()} == {"s.state", "folder"}
 
 
 class Continuations(RuleBasedStateMachine):

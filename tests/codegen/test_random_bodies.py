@@ -26,7 +26,7 @@ def test_random_bodies_agree_with_the_interpreter(graph: Graph) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(loops(symbol("B")))
 def test_many_random_bodies(graph: Graph) -> None:
     check(graph, (1, 2, 3, 17, LONGEST))

@@ -6,7 +6,7 @@ transposes, reshapes that add or drop dims of extent 1, and slices finds ``dt`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import dropwhile, pairwise
 
@@ -116,17 +116,18 @@ def _of_slice(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...]:
     bounds = {
         axis: tuple(value.node.attrs[name][i] for name in ("starts", "stops", "steps")) for i, axis in enumerate(ids)
     }
-    return tuple(_sliced(f, bounds) for f in _factors(x, ids, depth))
+    return tuple(_sliced(f, bounds, set(ids) - set(axes)) for f in _factors(x, ids, depth))
 
 
-def _sliced(factor: Factor, bounds: Mapping[int | None, tuple[Dim, ...]]) -> Factor:
+def _sliced(factor: Factor, bounds: Mapping[int | None, tuple[Dim, ...]], single: Collection[int | None]) -> Factor:
+    """The part of a factor that a slice leaves, which has one element along the axes ``single``."""
     whole = [(0, extent, 1) for extent in factor.value.dims]
     parts = [w if axis is None else bounds.get(axis, w) for axis, w in zip(factor.axes, whole, strict=True)]
     if parts == whole:
         return factor
     starts, stops, steps = zip(*parts, strict=True)
     part = ops.slice(factor.value, starts=starts, stops=stops, steps=steps)
-    return Factor(part, _without_units((None if a is not None and a < 0 else a for a in factor.axes), part.dims))
+    return Factor(part, _without_units((None if a in single else a for a in factor.axes), part.dims))
 
 
 def _of_elementwise(value: Value, axes: Axes, depth: int) -> tuple[Factor, ...] | None:

@@ -22,7 +22,19 @@ from coilc.ir.dims import Dim, Dims
 from coilc.ir.opdef import ELEMENTWISE
 
 from .elementwise import evaluate
-from .scalar import Expr, bind, compute_dtype, constant, convert, decode, encode, guarded, may_be_empty, prefetch
+from .scalar import (
+    Expr,
+    bind,
+    bind_looked_up,
+    compute_dtype,
+    constant,
+    convert,
+    decode,
+    encode,
+    guarded,
+    may_be_empty,
+    prefetch,
+)
 
 Indices = Sequence[Expr]
 View = Callable[[Indices], Expr]
@@ -320,8 +332,8 @@ def _extent(reader: Reader, value: Value, indices: Indices) -> Expr:
 def wrapped(reader: Reader, i: Expr, dim: Dim) -> Expr:
     """An index read from a tensor: negative counts from the end; what is still outside is clamped into memory."""
     extent = reader.dim(dim)
-    i = bind(tirx.Cast("int64", i))
-    return bind(_clamp(tirx.Select(i < index(0), i + extent, i), extent))
+    i = bind_looked_up(tirx.Cast("int64", i))
+    return bind_looked_up(_clamp(tirx.Select(i < index(0), i + extent, i), extent))
 
 
 def _take(reader: Reader, value: Value, indices: Indices) -> Expr:

@@ -103,6 +103,7 @@ def allocate(shape: Sequence[int], dtype: str) -> tirx.Buffer:
 
 
 _open_vectors: list[tuple[Expr, int]] = []  # the lane variables and widths of the vector loops being written
+_by_lane: list[tirx.Var] = []  # what is bound inside them to values that differ from lane to lane
 
 
 @contextmanager
@@ -117,10 +118,12 @@ def vector(width: int) -> Iterator[Expr]:
         return
     with T.vectorized(tirx.IntImm("int64", 0), tirx.IntImm("int64", width)) as lane:
         _open_vectors.append((lane, width))
+        known = len(_by_lane)
         try:
             yield lane
         finally:
             _open_vectors.pop()
+            del _by_lane[known:]
 
 
 def inside_loop() -> bool:
@@ -139,11 +142,30 @@ def bind(x: Expr) -> Expr:
         return x
     dtype = dtype_name(x)
     if dtype.startswith("int") or "x" in dtype:
-        return T.Bind(x)
-    lane, width = _open_vectors[-1] if _open_vectors else (0, 1)
-    local = allocate((width,), dtype)
+        variable = T.Bind(x)
+        if _differs_by_lane(x):
+            _by_lane.append(variable)
+        return variable
+    return _through_memory(x, _open_vectors)
+
+
+def bind_looked_up(x: Expr) -> Expr:
+    """``bind`` for an index that was read from a table, of which no vector access is contiguous."""
+    return _through_memory(x, _open_vectors if _differs_by_lane(x) else ())
+
+
+def _through_memory(x: Expr, vectors: Sequence[tuple[Expr, int]]) -> Expr:
+    lane, width = vectors[-1] if vectors else (0, 1)
+    local = allocate((width,), dtype_name(x))
     T.buffer_store(local, x, [lane])
     return local[lane]
+
+
+def _differs_by_lane(x: Expr) -> bool:
+    if not _open_vectors:
+        return False
+    lanes = (_open_vectors[-1][0], *_by_lane)
+    return any(variable.same_as(lane) for variable in tirx.analysis.undefined_vars(x) for lane in lanes)
 
 
 def guarded(condition: Expr, x: Callable[[], Expr], otherwise: Expr) -> Expr:

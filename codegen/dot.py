@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from .scalar import Expr, bind
+from .scalar import Expr, bind, intrinsic
 from .target import Target
 
 
@@ -25,9 +25,9 @@ def dot(target: Target, sums: Expr, x: Expr, w: Expr, lanes: int) -> Expr:
     The bytes of ``w`` are in -127..127, so are those of ``x`` unless the target wants it unsigned; sums are exact.
     """
     if wants_unsigned(target):
-        return _intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", sums, T.reinterpret(f"uint8x{4 * lanes}", x), w)
+        return intrinsic(f"x86.avx512.vpdpbusd.{32 * lanes}", sums, T.reinterpret(f"uint8x{4 * lanes}", x), w)
     if "asimddp" in target.features:
-        return _intrinsic("llvm.aarch64.neon.sdot", sums, T.reinterpret(f"int8x{4 * lanes}", x), w)
+        return intrinsic("aarch64.neon.sdot", sums, T.reinterpret(f"int8x{4 * lanes}", x), w)
     if "asimd" in target.features and lanes == 4:
         return sums + _neon_sums(bind(T.reinterpret("int8x16", x)), w)
     return sums + _pair_sums(_halves(x, lanes), _halves(w, lanes), lanes)
@@ -40,15 +40,7 @@ def has_dot_of_pairs(target: Target) -> bool:
 
 def dot_of_pairs(sums: Expr, x: Expr, w: Expr) -> Expr:
     """``sums[2 i + j] + sum over t < 8 of x[8 i + t] * w[8 j + t]`` for i, j < 2: int32x4 and vectors of 16 bytes."""
-    return _intrinsic("llvm.aarch64.neon.smmla", sums, x, w)
-
-
-def _intrinsic(name: str, sums: Expr, *factors: Expr) -> Expr:
-    return _call(name, str(sums.ty.dtype), sums, *factors)
-
-
-def _call(name: str, dtype: str, *operands: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(dtype, T.llvm_lookup_intrinsic_id(name), *operands)
+    return intrinsic("aarch64.neon.smmla", sums, x, w)
 
 
 def _neon_sums(x: Expr, w: Expr) -> Expr:
@@ -57,7 +49,7 @@ def _neon_sums(x: Expr, w: Expr) -> Expr:
     low, high = (
         T.Cast(wide, half("int8x8", x)) * T.Cast(wide, half("int8x8", w)) for half in (T.vectorlow, T.vectorhigh)
     )
-    return _call("llvm.aarch64.neon.saddlp", "int32x4", _call("llvm.aarch64.neon.addp", wide, low, high))
+    return intrinsic("aarch64.neon.saddlp", intrinsic("aarch64.neon.addp", low, high), dtype="int32x4")
 
 
 def _halves(x: Expr, lanes: int) -> tuple[Expr, Expr]:

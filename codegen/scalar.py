@@ -186,9 +186,9 @@ def select(condition: Expr, x: Expr, y: Expr) -> Expr:
 _DEVICE_NAMES = {"roundeven": "rint"}  # where C's name differs from LLVM's
 
 
-def intrinsic(name: str, *operands: Expr) -> Expr:
-    """An LLVM intrinsic on the type of its operands; on a device, the function of C's library with that name."""
-    dtype = dtype_name(operands[0])
+def intrinsic(name: str, *operands: Expr, dtype: str = "") -> Expr:
+    """An LLVM intrinsic; on a device, the function of C's library with that name. ``dtype``: if not the first operand's."""
+    dtype = dtype or dtype_name(operands[0])
     if on_device():
         suffix = "f" if dtype == "float32" else ""
         return tirx.call_pure_extern(dtype, _DEVICE_NAMES.get(name, name) + suffix, *operands)

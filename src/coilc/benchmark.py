@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from coilc.comparison.side_by_side import signature_of
 from coilc.frontend.torch_export import evaluating
 from coilc.ir import InputError
 from coilc.runtime import Model
@@ -90,7 +91,7 @@ def benchmark(
     dtype = PRECISIONS.get(described["options"].get("precision") or "")
     given = {name: _moved(x, kind) for name, x in kwargs.items()}
     tensors = [x for x in given.values() if isinstance(x, torch.Tensor)]
-    inputs = dict(zip(_inputs(described["entries"], entry, len(tensors)), tensors, strict=True))
+    inputs = dict(zip(_inputs(artifact, entry, len(tensors)), tensors, strict=True))
     sides: dict[str, Call] = {"coilc": lambda: artifact.run(entry, inputs)}
     for name in against:
         sides[name] = _side(RIVALS[name](copy.deepcopy(module).to(kind, dtype)), given, dtype)
@@ -98,11 +99,9 @@ def benchmark(
         return tuple(_alternate(sides, runs, _clock(kind)))
 
 
-def _inputs(entries: Mapping[str, Any], entry: str, count: int) -> list[str]:
+def _inputs(artifact: Model, entry: str, count: int) -> list[str]:
     """Names of the entry's inputs, for which there are ``count`` tensors."""
-    if entry not in entries:
-        raise InputError(f"the artifact has no entry '{entry}'; it has {', '.join(entries)}")
-    names = [tensor["name"] for tensor in entries[entry]["inputs"]]
+    names = [tensor["name"] for tensor in signature_of(artifact, entry)["inputs"]]
     if len(names) != count:
         raise InputError(
             f"tensors among the model's arguments: {count}; inputs of the entry: {', '.join(names)}. Caches and nested "

@@ -69,13 +69,18 @@ def compare(
         ArtifactError: the artifact cannot be loaded.
     """
     loaded = artifact if isinstance(artifact, Model) else load(artifact, threads)
-    signature = _signature(loaded, entry)
+    signature = signature_of(loaded, entry)
     with _opened(model, args, _taken(kwargs or {}, signature), dynamic_shapes) as call:
         comparison = _Comparison(model, loaded, args, call.kwargs, entry, signature, tolerance, name, progress)
         return comparison.report(call.dynamic_shapes, lengths, layers, float64, runs)
 
 
-def _signature(artifact: Model, entry: str) -> Mapping[str, Any]:
+def signature_of(artifact: Model, entry: str) -> Mapping[str, Any]:
+    """Inputs and outputs of an entry, as the artifact describes them.
+
+    Raises:
+        InputError: there is no such entry.
+    """
     entries: Mapping[str, Any] = artifact.describe()["entries"]
     if entry not in entries:
         raise InputError(f"the artifact has no entry '{entry}'; it has {', '.join(entries)}")

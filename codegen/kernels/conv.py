@@ -65,7 +65,7 @@ def emit_conv(k: Anchor) -> None:
 def _place(k: Anchor, tile: Tile, b: Expr, first: Expr, row: list[Expr], i: Expr, last: d.Dim) -> None:
     """The last block is moved back to end at the extent; a symbolic extent may be shorter than that."""
     extent = k.extent(last)
-    if isinstance(last, int):
+    if isinstance(last, int) or tile.width == 1:
         start = bind(tirx.min(i * i64(tile.width), extent - i64(tile.width)))
         return _tile(k, tile, b, first, row, start)
     with T.If(extent >= i64(tile.width)):

@@ -16,7 +16,7 @@ import json
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,12 @@ from zoo import test_zoo as papers
 
 import coilc
 from coilc.codegen.target import TARGETS
+from coilc.comparison.eager import tensors_in, to_numpy
 from coilc.comparison.metrics import difference
 from coilc.ir import Graph, Module, interpret
 
-LENGTH = 37  # of a sequence that is also run step by step
+LENGTH = papers.LENGTH  # of a sequence that is also run step by step
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Run = tuple[str, Mapping[str, np.ndarray], Mapping[str, np.ndarray]]  # entry, inputs, expected outputs
 
 
@@ -63,7 +65,7 @@ def carry_laws(folder: Path, target: str) -> None:
     save(folder, runs, {"kind": "laws"})
 
 
-def carry_model(build: Callable[[], zoo.Case], folder: Path, target: str, **options: object) -> None:
+def carry_model(build: Callable[[], zoo.Case], folder: Path, target: str, **options: str) -> None:
     """A model of ``tests/models`` at each of its sizes; a decoder also runs step by step."""
     case = build()
     program = coilc.export(
@@ -73,41 +75,77 @@ def carry_model(build: Callable[[], zoo.Case], folder: Path, target: str, **opti
     steps = case.output == "logits" and "L" in sizes[0]
     entries = ("main", "prefill", "step") if steps else None
     coilc.compile(program, folder / "model.coil", target=target, entries=entries, **options)
-    runs = [arrays_of(case, size) for size in (*sizes, *([{"B": 2, "L": LENGTH}] if steps else []))]
-    narrow = None if "precision" not in options else narrow_error(case, runs[-1])
-    save(folder, runs, {"kind": "model", "steps": steps, "narrow_error": narrow, **options})
+    draw = [case.make_inputs(**size) for size in (*sizes, *([{"B": 2, "L": LENGTH}] if steps else []))]
+    eager = lambda module, inputs: replace(case, module=module).eager(inputs)
+    runs = [run_of(case.module, eager, inputs) for inputs in draw]
+    save(folder, runs, about_model(case.module, eager, draw, runs, steps=steps, **options))
 
 
-def narrow_error(case: zoo.Case, run: Run) -> float:
-    """What eager PyTorch loses when the module itself is in bf16."""
-    module = copy.deepcopy(case.module).to(torch.bfloat16)
-    inputs = {name: torch.from_numpy(array) for name, array in run[1].items()}
-    cast = {name: x.bfloat16() if x.is_floating_point() else x for name, x in inputs.items()}
-    found = replace(case, module=module).eager(cast)[case.output].float().numpy()
-    return difference(found, run[2][case.output]).relative_error
-
-
-def arrays_of(case: zoo.Case, size: Mapping[str, int]) -> Run:
-    inputs = case.make_inputs(**size)
-    expected = {name: value.numpy() for name, value in case.eager(inputs).items()}
-    return "main", {name: value.numpy() for name, value in inputs.items()}, expected
-
-
-def carry_paper(name: str, folder: Path, target: str, **options: object) -> None:
-    """A model of ``examples/zoo``."""
+def carry_paper(name: str, folder: Path, target: str, **options: str) -> None:
+    """A model of ``examples/zoo``; one that takes a sequence piece by piece also runs step by step."""
     sys.path.insert(0, str(papers.FOLDER))
     case = papers.Case(importlib.import_module(name), folder)
     entries = papers.ENTRIES if case.by_pieces else None
     path = coilc.compile(case.program, folder / "model.coil", target=target, entries=entries, **options)
-    outputs = [
-        output["name"] for output in json.loads((path / "manifest.json").read_text())["entries"]["main"]["outputs"]
-    ]
-    runs: list[Run] = []
-    for size in case.sizes():
-        inputs = case.inputs(size)
-        arrays = {k: v.numpy() for k, v in inputs.items() if isinstance(v, torch.Tensor)}
-        runs.append(("main", arrays, dict(zip(outputs, case.eager(inputs), strict=False))))
-    save(folder, runs, {"kind": "model", "steps": False, **options})
+    manifest = json.loads((path / "manifest.json").read_text())
+    outputs = [output["name"] for output in manifest["entries"]["main"]["outputs"]]
+    sizes = [*case.sizes(), *([papers.sequence_size(case)] if case.by_pieces else [])]
+    draw = [case.inputs(size, seed) for seed, size in enumerate(sizes)]
+    eager = lambda module, inputs: dict(zip(outputs, tensors_in(module(**inputs)), strict=True))
+    runs = [run_of(case.module, eager, inputs) for inputs in draw]
+    save(folder, runs, about_model(case.module, eager, draw, runs, steps=case.by_pieces, **options))
+
+
+Inputs = Mapping[str, object]
+Eager = Callable[[torch.nn.Module, Inputs], Mapping[str, torch.Tensor]]
+
+
+def run_of(module: torch.nn.Module, eager: Eager, inputs: Inputs) -> Run:
+    """The arrays of a run of ``main``."""
+    arrays = {name: x.numpy() for name, x in inputs.items() if isinstance(x, torch.Tensor)}
+    return "main", arrays, outputs_of(module, eager, inputs)
+
+
+@torch.no_grad()
+def outputs_of(module: torch.nn.Module, eager: Eager, inputs: Inputs) -> dict[str, np.ndarray]:
+    return {name: to_numpy(x) for name, x in eager(module, inputs).items()}
+
+
+def about_model(
+    module: torch.nn.Module,
+    eager: Eager,
+    draw: Sequence[Inputs],
+    runs: Sequence[Run],
+    *,
+    steps: bool,
+    precision: str = "fp32",
+) -> dict[str, object]:
+    """What the runs of a model are held to; ``narrow_error`` is what eager PyTorch itself loses, by output."""
+    narrow: dict[str, float] | None = {}
+    if dtype := NARROW.get(precision):
+        try:
+            narrow = narrow_error(copy.deepcopy(module).to(dtype), eager, draw, runs, dtype)
+        except RuntimeError as error:  # torch's Fourier transforms, for one, know no bf16
+            print(f"eager has no {precision} form: {str(error).splitlines()[0]}")
+            narrow = None
+    return {"kind": "model", "steps": LENGTH if steps else 0, "narrow_error": narrow, "precision": precision}
+
+
+def narrow_error(
+    module: torch.nn.Module, eager: Eager, draw: Sequence[Inputs], runs: Sequence[Run], dtype: torch.dtype
+) -> dict[str, float]:
+    """The worst error over all runs of every output of a module that computes in ``dtype``."""
+    found: dict[str, float] = {}
+    for inputs, (_, _, expected) in zip(draw, runs, strict=True):
+        cast = {name: x.to(dtype) if _is_real(x) else x for name, x in inputs.items()}
+        for name, array in outputs_of(module, eager, cast).items():
+            error = difference(array.astype(expected[name].dtype), expected[name]).relative_error
+            found[name] = max(error, found.get(name, 0.0))
+    return found
+
+
+def _is_real(x: object) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
 
 
 def save(folder: Path, runs: list[Run], about: Mapping[str, object]) -> None:

@@ -168,7 +168,12 @@ def sequence(case: Case) -> dict[str, np.ndarray]:
     if not case.by_pieces:
         assert case.file.__name__ in FROZEN or not case.file.CAUSAL
         pytest.skip("all at once")
-    return {name: x.numpy() for name, x in case.inputs({"B": 2, "L": LENGTH, "C": -(-LENGTH // case.chunk)}).items()}
+    return {name: x.numpy() for name, x in case.inputs(sequence_size(case)).items()}
+
+
+def sequence_size(case: Case) -> dict[str, int]:
+    """The extents of two sequences of ``LENGTH`` elements, or of the chunks that hold them."""
+    return {"B": 2, "L": LENGTH, "C": -(-LENGTH // case.chunk)}
 
 
 def first(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

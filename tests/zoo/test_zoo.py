@@ -30,6 +30,8 @@ import torch
 from zoo.checks import copied, held, materialised, unrolled
 
 import coilc
+from coilc.codegen import build
+from coilc.codegen.plan import make_plan
 from coilc.codegen.target import parse_target
 from coilc.comparison.eager import tensors_in, to_numpy
 from coilc.comparison.metrics import TOLERANCE, difference, tolerance_for
@@ -144,6 +146,17 @@ def test_routes_over_images_are_not_copied(case: Case) -> None:
     if any(isinstance(x, torch.Tensor) and x.ndim == 4 for x in case.args):
         copies = {name: size for name, size in copied(case.stages["fuse"]).items() if size > SMALL}
         assert not copies
+
+
+def test_it_is_code_for_a_gpu(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As far as CUDA source; ``tests/codegen`` takes that of the templates to machine code."""
+    sources: list[str] = []
+    monkeypatch.setattr(build, "compile_device_code", lambda source, *_: sources.append(source))
+    target, entries = parse_target("cuda:sm_90a"), ENTRIES if case.by_pieces else ()
+    plan = make_plan(run_pipeline(case.program, target.claims, entries=entries, machine=target.machine))
+    launches = build.build_object(plan.kernels, target, tmp_path / "kernels.o").launches
+    assert len(launches) >= len(plan.kernels)
+    assert all(f" {launch.name}(" in sources[0] for launch in launches)
 
 
 def test_it_equals_eager_at_every_size(case: Case) -> None:

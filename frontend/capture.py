@@ -262,10 +262,8 @@ def associative_scan(
     return pytree.tree_unflatten([y.movedim(0, axis) for y in results], structure)
 
 
-def compile_anew(
-    function: FunctionType, args: Any, kwargs: Any = None, *, compile: Function = hop._hop_compile_and_call
-) -> Any:
-    """How torch traces what it gives to a higher-order op, without what it remembers of such functions.
+def compile_anew(compile: Function, function: FunctionType, args: Any, kwargs: Any = None) -> Any:
+    """How torch traces (``compile``) what it gives to a higher-order op, without what it remembers of such functions.
 
     Having traced one with a static size, it would fix the size of the next one too.
     """
@@ -287,7 +285,7 @@ def capture(module: torch.nn.Module, given: Collection[str] = ()) -> Iterator[No
     """
     masks = sys.modules.get("transformers.masking_utils")
     rows: list[tuple[ModuleType, Mapping[str, Function]]] = [(home, HOOKS) for home in _homes(module)]
-    rows.append((hop, {"_hop_compile_and_call": compile_anew}))
+    rows.append((hop, {"_hop_compile_and_call": partial(compile_anew, hop._hop_compile_and_call)}))
     if masks is not None and "position_ids" not in given:
         rows.append((masks, MASK_HOOKS))
     for part in module.modules():

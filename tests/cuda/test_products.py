@@ -1,4 +1,4 @@
-"""Matrix products in fp32 of every form: one row, few, some, many; both layouts, batches, parts of a wider operand."""
+"""Matrix products with fp32 sums, of every form: one row, few, some, many; both layouts, batches, parts of a wider operand."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ TEXTS = {
         v1: f32[M, 24] = matmul(x, v0)
         v2: f32[M, 24] = sigmoid(v1)
         y: f32[M, 24] = mul(v2, r)""",
+    "narrow": """x: bf16[M, 40], w: f32[24, 40]
+        v0: f32[M, 40] = cast(x, dtype=f32)
+        v1: f32[40, 24] = transpose(w, perm=(1, 0))
+        y: f32[M, 24] = matmul(v0, v1)""",
     "odd": """x: f32[3, M, 5], w: f32[3, 5, 7]
         v0: f32[3, M, 5] = exp(x)
         y: f32[3, M, 7] = matmul(v0, w)""",
@@ -50,7 +54,7 @@ def products(gpu: EmulatedGPU | None, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_product_is_that_of_its_definition(products: Model, rng: np.random.Generator, name: str, rows: int) -> None:
     inputs = {
         value.node.attrs["name"]: rng.standard_normal([d if isinstance(d, int) else rows for d in value.dims]).astype(
-            "f"
+            value.type.dtype.numpy
         )
         for value in GRAPHS[name].inputs
     }

@@ -146,7 +146,7 @@ class _DotProducts(_FewRows):
         return min(1 << (wanted - 1).bit_length(), 1 << most.bit_length() - 1)
 
     def emit(self) -> None:
-        left, sharers = Vectors(self.k, X, -1), self.shared_by()
+        left, sharers = Vectors(self.k, X, -1, most=self.right.width), self.shared_by()
         width = self.threads // WARP // sharers * self.own
         with blocks([*self.batch, ceildiv(self.columns, width)], self.threads) as ((*at, block), thread):
             lane, warp = tirx.truncmod(thread, i64(WARP)), tirx.truncdiv(thread, i64(WARP))

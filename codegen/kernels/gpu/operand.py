@@ -53,9 +53,9 @@ class Strided:
                 total = total + i * k.extent(stride)
         return total
 
-    def vector(self, axis: int) -> int:
-        """How many neighbours along an axis one access takes: all that fit it, or 1."""
-        width = VECTOR_BYTES * 8 // self.dtype.bits
+    def vector(self, axis: int, most: int = VECTOR_BYTES) -> int:
+        """How many neighbours along an axis one access takes: all that fit it, at most so many, or 1."""
+        width = min(VECTOR_BYTES * 8 // self.dtype.bits, most)
         return width if self.aligned(axis, width) else 1
 
     def aligned(self, axis: int, width: int) -> bool:
@@ -122,13 +122,13 @@ class Vectors:
     """Reads of neighbours along an axis of an operand: one access where that is possible, else one element.
 
     Attributes:
-        width: how many.
+        width: how many, at most ``most``.
     """
 
-    def __init__(self, k: Anchor, operand: int, axis: int) -> None:
+    def __init__(self, k: Anchor, operand: int, axis: int, most: int = VECTOR_BYTES) -> None:
         self.k, self.operand, self.axis = k, operand, axis
         self.memory = strided(k.operands[operand])
-        self.width = self.memory.vector(axis) if self.memory else 1
+        self.width = self.memory.vector(axis, most) if self.memory else 1
 
     def load(self, indices: Sequence[Expr]) -> tirx.Buffer:
         """The neighbours from this index on, into registers, as they are in memory."""

@@ -101,6 +101,11 @@ class Reader:
         finally:
             self._known = outer
 
+    def remember(self, value: Value, indices: Indices, element: Expr) -> None:
+        """In the open frame, the element of ``value`` at these very indices, which are found by identity."""
+        key = (value, *map(_key, indices))
+        self._memo.setdefault(IRBuilder.current().frames[-1], {})[key] = (element, tuple(indices))
+
     def _read(self, value: Value, indices: Indices) -> Expr:
         if value in self._known:
             return self._known[value]

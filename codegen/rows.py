@@ -1,16 +1,18 @@
 """Row bodies: reductions over the trailing axes of one space, and everything pointwise around them.
 
 A task is one row. Each reduction is a loop over the row that recomputes what it reads from the inputs, which are in
-cache; results per row stay in registers. An expensive value that later loops need again, such as the exponential of a
-softmax, is kept in the output's own row until the last loop overwrites it.
+cache, or in registers where threads of a device share a row that is not too long; results per row stay in registers. An
+expensive value that later loops need again, such as the exponential of a softmax, is kept in the output's own row until the
+last loop overwrites it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Graph, Value
@@ -22,10 +24,14 @@ from .accumulate import Accumulator
 from .kernel import Kernel
 from .loops import blocks, lane_count, lanes, whole_axis
 from .reader import index
-from .scalar import Expr
+from .scalar import Expr, allocate, compute_dtype
 from .team import Team, first_of, for_each_row
+from .threads import WARP, wait_for_block
 
 EXPENSIVE = frozenset({"exp", "exp2", "softplus", "log", "log1p", "expm1", "sin", "cos", "tan", "atan", "tanh", "erf", "sigmoid", "pow", "atan2", "div"})  # fmt: skip
+
+
+HELD = 32  # elements of a row and what belongs to it that a thread of a team has in registers
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,13 @@ class Rows:
         used_again = any(value in self.read_in_place(root) for root in later)
         return value.op.name in EXPENSIVE and value.type.dtype.name == "f32" and used_again
 
+    @cached_property
+    def sources(self) -> tuple[Value, ...]:
+        """What the elements of a row are computed from, at their own indices and before any reduction."""
+        roots = [v.node.inputs[0] for v in self.reductions] + list(self.body.results)
+        found = dict.fromkeys(value for root in roots for value in self.read_in_place(root))
+        return tuple(v for v in found if ELEMENTWISE not in v.op.traits and not self.needs[v])
+
     def read_in_place(self, root: Value) -> Iterator[Value]:
         """Values that ``root`` reads at its own indices."""
         pending, seen = [root], set()
@@ -146,6 +159,7 @@ class _Row:
     def __init__(self, k: Kernel, rows: Rows, p: Expr, team: Team | None) -> None:
         self.k, self.rows, self.team = k, rows, team
         self.place = k.reader.unravel(p, rows.outer)
+        self.held: dict[Value, tirx.Buffer] = {}  # by the number of the thread's element
         self.width = lane_count(k, vectors=4)
         inner = rows.inner[-1]
         while isinstance(inner, int) and self.width > max(inner, 1):
@@ -155,9 +169,36 @@ class _Row:
         self.k.reader.fixed.clear()
         for value in self.rows.kept:
             self.k.reader.buffers.pop(value, None)
+        self._hold()
         for stage in self.rows.stages:
             self._reduce(stage)
         self._write()
+
+    def _hold(self) -> None:
+        """Load what a thread needs of its row before any of it is used or stored; what is used last is asked for first."""
+        length, sources = d.size(self.rows.inner), self.rows.sources
+        if self.team is None or not isinstance(length, int):
+            return
+        own = -(-length // self.team.size)
+        if not 0 < own * len(sources) <= HELD:
+            return
+        held = {value: allocate((own,), compute_dtype(value.type.dtype)) for value in sources}
+        soon = {v for x in self.rows.stages[0] for v in self.rows.read_in_place(x.node.inputs[0])}
+        for values in ([v for v in sources if v not in soon], [v for v in sources if v in soon]):
+            self._load(self.team, length, {v: held[v] for v in values})
+        self.held = held
+
+    def _load(self, team: Team, length: int, into: Mapping[Value, tirx.Buffer]) -> None:
+        """All elements of a thread; those of a block come here together, and no load moves past that."""
+
+        def element(n: Expr, position: Expr) -> None:
+            indices = [*self.place, *self.k.reader.unravel(position, self.rows.inner)]
+            for value, buffer in into.items():
+                T.buffer_store(buffer, self.k.reader.read(value, indices), [n])
+
+        team.each_written_out(length, element)
+        if into and team.size > WARP:
+            wait_for_block()
 
     def _reduce(self, stage: tuple[Value, ...]) -> None:
         """One loop over the row for all reductions of a stage."""
@@ -165,17 +206,13 @@ class _Row:
         totals = [Accumulator.open(v.op, v.type.dtype, self.width) for v in stage]
         keep = [v for v in self.rows.kept if v not in self.k.reader.buffers and self._is_first(v, stage)]
 
-        def block(rest: list[Expr], start: Expr, width: int) -> None:
-            def element(lane: Expr) -> None:
-                indices = [*self.place, *rest, start + lane]
-                for value in keep:
-                    self.k.store(self.rows.kept[value], indices, self.k.reader.read(value, indices))
-                for value, total in zip(stage, totals, strict=True):
-                    total.add(lane, self.k.reader.read(value.node.inputs[0], indices))
+        def element(indices: list[Expr], lane: Expr) -> None:
+            for value in keep:
+                self.k.store(self.rows.kept[value], indices, self.k.reader.read(value, indices))
+            for value, total in zip(stage, totals, strict=True):
+                total.add(lane, self.k.reader.read(value.node.inputs[0], indices))
 
-            lanes(width, element)
-
-        self._over_row(block)
+        self._over_row(element)
         for value, total in zip(stage, totals, strict=True):
             self.k.reader.fixed[value] = total.total(self.team)
         for value in keep:
@@ -184,26 +221,37 @@ class _Row:
     def _is_first(self, value: Value, stage: tuple[Value, ...]) -> bool:
         return any(value in self.rows.read_in_place(v.node.inputs[0]) for v in stage)
 
-    def _over_row(self, block: Callable[[list[Expr], Expr, int], None], *, overlap: bool = False) -> None:
-        """The innermost axis in vectors, inside serial loops over the other reduced axes; or this thread's elements."""
-        *middle, last = self.rows.inner
+    def _over_row(self, element: Callable[[list[Expr], Expr], None], *, overlap: bool = False) -> None:
+        """Run ``element(indices, lane)``: in vectors, inside serial loops over all but the innermost axis; or for a thread."""
         if self.team is not None:
-
-            def element(position: Expr) -> None:
-                *rest, start = self.k.reader.unravel(position, self.rows.inner)
-                block(rest, start, 1)
-
-            return self.team.each(self.k.extent(d.size(self.rows.inner)), element)
+            return self._over_part(self.team, element)
+        *middle, last = self.rows.inner
 
         def nest(rest: list[Expr]) -> None:
             if len(rest) < len(middle):
                 with T.serial(index(0), self.k.extent(middle[len(rest)])) as i:
                     nest([*rest, i])
             else:
-                span = whole_axis(self.k, last)
-                blocks(span, self.width, lambda start, width: block(rest, start, width), overlap=overlap)
+                place = [*self.place, *rest]
+                block = lambda start, width: lanes(width, lambda lane: element([*place, start + lane], lane))
+                blocks(whole_axis(self.k, last), self.width, block, overlap=overlap)
 
         nest([])
+
+    def _over_part(self, team: Team, element: Callable[[list[Expr], Expr], None]) -> None:
+        """This thread's elements; what they are computed from may be in registers."""
+        length = d.size(self.rows.inner)
+
+        def at(n: Expr, position: Expr) -> None:
+            indices = [*self.place, *self.k.reader.unravel(position, self.rows.inner)]
+            for value, buffer in self.held.items():
+                self.k.reader.remember(value, indices, buffer[n])
+            element(indices, index(0))
+
+        if self.held and isinstance(length, int):
+            team.each_written_out(length, at)
+        else:
+            team.each(self.k.extent(length), lambda position: at(index(0), position))
 
     def _name_row_values(self) -> None:
         """Evaluate once per row, outside the loop, what is one number per row."""
@@ -227,14 +275,10 @@ class _Row:
         # Rewriting an element is harmless unless its old content, a kept value, is needed for that.
         overlap = not self.rows.kept
 
-        def block(rest: list[Expr], start: Expr, width: int) -> None:
-            def element(lane: Expr) -> None:
-                indices = [*self.place, *rest, start + lane]
-                values = [(i, self.k.reader.read(self.k.body.results[i], indices)) for i in whole]
-                for i, value in values:
-                    self.k.store(i, indices, value)
-
-            lanes(width, element)
+        def element(indices: list[Expr], _: Expr) -> None:
+            values = [(i, self.k.reader.read(self.k.body.results[i], indices)) for i in whole]
+            for i, value in values:
+                self.k.store(i, indices, value)
 
         if whole:
-            self._over_row(block, overlap=overlap)
+            self._over_row(element, overlap=overlap)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
+from tvm.tirx.script.builder.frame import ForFrame
 
 from coilc.ir.dims import Dim
 
@@ -23,8 +24,8 @@ from .scalar import Expr, allocate, bind, dtype_name, inside_loop, on_device
 from .threads import EVERYONE, WARP, from_lane, shared, wait_for_block
 
 LARGEST = 1024
-ELEMENTS = 8  # of a long row that one thread takes, unless that asks for more than the largest team
-SHORT = 512  # elements of a row of unknown length that a warp takes
+ELEMENTS = 4  # of a long row that one thread takes, unless that asks for more than the largest team
+SHORT = 512  # elements; a warp takes a row that has fewer
 
 Combine = Callable[[list[Expr], list[Expr]], list[Expr]]
 
@@ -43,14 +44,21 @@ class Team:
 
     def each(self, extent: Expr, body: Callable[[Expr], None]) -> None:
         """Run ``body(i)`` for the elements of this thread out of 0 <= i < extent."""
+        self._walk(extent, lambda _, i: body(i), T.serial)
+
+    def each_written_out(self, extent: int, body: Callable[[Expr, Expr], None]) -> None:
+        """Run ``body(n, i)`` for the elements of this thread out of 0 <= i < extent, of which i is number n, a constant."""
+        self._walk(index(extent), body, T.unroll)
+
+    def _walk(self, extent: Expr, body: Callable[[Expr, Expr], None], loop: Callable[..., ForFrame]) -> None:
         whole = tirx.truncdiv(extent, index(self.size))
-        with T.serial(index(0), whole) as i:
-            body(i * index(self.size) + self.lane)
+        with loop(index(0), whole) as n:
+            body(n, n * index(self.size) + self.lane)
         if isinstance(extent, tirx.IntImm) and int(extent) % self.size == 0:
             return
         last = bind(whole * index(self.size) + self.lane)
         with T.If(last < extent), T.Then():
-            body(last)
+            body(whole, last)
 
     def combine(self, parts: list[Expr], step: Combine) -> list[Expr]:
         """What the threads have, combined by a commutative ``step``; every one gets the same."""
@@ -132,7 +140,7 @@ def for_each_row(k: Kernel, count: Dim, length: Dim, work: Dim, body: Callable[[
 
 def team_size(length: int) -> int:
     """How many threads take a row: no more than it has elements."""
-    wanted = min(max(length // ELEMENTS, WARP), length, LARGEST)
+    wanted = min(length // ELEMENTS if length >= SHORT else WARP, length, LARGEST)
     return 1 << max(wanted, 1).bit_length() - 1
 
 

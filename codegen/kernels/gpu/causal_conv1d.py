@@ -32,15 +32,18 @@ def emit_causal_conv1d(k: Anchor) -> bool:
     with blocks(extents, THREADS) as ((b, part, block), thread):
         channel = T.Bind(block * i64(THREADS) + thread)
         with when(channel < k.extent(channels)):
-            _convolve(k, b, T.Bind(part * i64(steps)), channel, steps)
-            if 1 in k.outputs_of:
+            window = _convolve(k, b, T.Bind(part * i64(steps)), channel, steps)
+            if 1 in k.outputs_of and length == steps:  # all of it is in registers
+                for i in range(taps - 1):
+                    k.store(1, [b, i, channel], window[steps + i])
+            elif 1 in k.outputs_of:
                 with when(tirx.EQ(part, i64(0))), serial(taps - 1) as i:
                     store_state(k, b, i, channel, 1)
     return True
 
 
-def _convolve(k: Anchor, b: Expr, first: Expr, channel: Expr, steps: int) -> None:
-    """The steps from ``first`` on, those after the last one left out."""
+def _convolve(k: Anchor, b: Expr, first: Expr, channel: Expr, steps: int) -> tirx.Buffer:
+    """The steps from ``first`` on, those after the last one left out; gives their inputs and those before them."""
     dtype, taps, length = k.compute_dtype(X), k.fixed(k.dims(W)[0]), k.extent(k.dims(X)[1])
     window, weights = local((steps + taps - 1,), dtype), local((taps,), dtype)
     for i in range(taps):
@@ -60,6 +63,7 @@ def _convolve(k: Anchor, b: Expr, first: Expr, channel: Expr, steps: int) -> Non
             y = fast.silu(y) if dtype == "float32" else silu(y)
         with when(first + i64(i) < length):
             k.store(0, [b, first + i64(i), channel], y)
+    return window
 
 
 def _load_before(k: Anchor, window: tirx.Buffer, i: int, b: Expr, t: Expr, channel: Expr) -> None:

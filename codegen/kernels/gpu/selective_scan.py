@@ -425,27 +425,34 @@ def _step(k: Anchor, size: Dim) -> None:
 
 
 def _one_step(work: Block) -> None:
-    """A warp has neighbouring channels, and a part of their states, so that all accesses are of neighbours."""
+    """A warp has neighbouring channels, and a part of their states, so that all accesses are of neighbours.
+
+    All that is read is asked for before anything is waited for or stored.
+    """
     k, b, g, t, warps = work.k, work.b, work.g, i64(0), _warps(work.k)
     lane, warp = T.Bind(tirx.truncmod(work.thread, i64(WARP))), T.Bind(tirx.truncdiv(work.thread, i64(WARP)))
     channel, own = work.channel(lane), k.fixed(k.dims(B)[3]) // warps
+    states = [warp * i64(own) + i64(s) for s in range(own)]
+    rates = [_named(k.read(A, n, channel)) for n in states]
+    before = [_named(k.read("h0", b, n, channel)) for n in states] if k.has("h0") else None
+    enters, leaves = ([_named(k.read(i, b, t, g, n, dtype="float32")) for n in states] for i in (B, C))
+    x, skip = _named(k.read(X, b, t, channel, dtype="float32")), work.vector("D", channel)
+    z = _named(k.read("z", b, t, channel, dtype="float32")) if k.has("z") else None
     dt = _named(work.step_size(k.read(DT, b, t, channel, dtype="float32"), work.vector("dt_bias", channel), t))
-    x, total = _named(k.read(X, b, t, channel, dtype="float32")), local((1,), "float32")
+    total = local((1,), "float32")
     T.buffer_store(total, tirx.const(0.0, "float32"), [0])
-    for s in range(own):
-        n = warp * i64(own) + i64(s)
-        decay = exp2(bind(dt * (k.read(A, n, channel) * tirx.const(log2(e), "float32"))))
-        inflow = dt * x * k.read(B, b, t, g, n, dtype="float32")
-        h = _named(decay * k.read("h0", b, n, channel) + inflow if k.has("h0") else inflow)
+    for s, n in enumerate(states):
+        h = _named(dt * x * enters[s])
+        if before is not None:
+            h = _named(exp2(bind(dt * (rates[s] * tirx.const(log2(e), "float32")))) * before[s] + h)
         with when(work.has(lane)):
             k.store(1, [b, n, channel], h)
-        T.buffer_store(total, total[0] + h * k.read(C, b, t, g, n, dtype="float32"), [0])
+        T.buffer_store(total, total[0] + h * leaves[s], [0])
     if 0 in k.outputs_of:
         parts = shared((warps, WARP), "float32")
         T.buffer_store(parts, total[0], [warp, lane])
         wait_for_block()
         with when(tirx.all(tirx.EQ(warp, i64(0)), work.has(lane))):
             y = _named(sum((parts[i64(w), lane] for w in range(1, warps)), parts[i64(0), lane]))
-            skip = work.vector("D", channel)
             y = y if skip is None else _named(y + skip * x)
-            k.store(0, [b, t, channel], y * silu(k.read("z", b, t, channel, dtype="float32")) if k.has("z") else y)
+            k.store(0, [b, t, channel], y if z is None else y * silu(z))

@@ -23,6 +23,11 @@ def wait_for_block() -> None:
     T.evaluate(T.tvm_storage_sync("shared"))
 
 
+def wait_for_warp() -> None:
+    """Until all lanes of the warp are here. No load moves past this place, as it would to its use to save registers."""
+    T.evaluate(tirx.call_extern("int32", "__syncwarp"))
+
+
 def from_lane(x: Expr, offset: int, lanes: Expr | None = None) -> Expr:
     """What the thread of this warp has whose number differs in the bit ``offset``.
 

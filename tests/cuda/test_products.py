@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from emulation.gpu import EmulatedGPU
@@ -61,3 +63,41 @@ def test_a_product_is_that_of_its_definition(products: Model, rng: np.random.Gen
     expected = interpret(Module({"main": GRAPHS[name]}), inputs, wide=True)["y"]
     found = products.run(name, inputs)["y"]
     np.testing.assert_allclose(found, expected, rtol=4e-6, atol=4e-6 * np.abs(expected).max())
+
+
+THIN = """
+def main(x: f32[M, {k}], w: f32[{w}], *, M: dim[1:]{symbol}):
+    v: f32[{k}, {n}] = {v}
+    y: f32[M, {n}] = matmul(x, v)
+    return {{"y": y}}
+"""
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("k", "n"),
+    [(20, 2115), (128, 2116), (132, 1058), (1300, 1060), (2600, 33), (4228, 1056), (("K", 1), 8), (("K", 1030), 8)],
+    ids=str,
+)
+def test_thin_products_divide_the_inner_dimension(
+    gpu: EmulatedGPU | None, tmp_path: Path, rng: np.random.Generator, k: int | tuple[str, int], n: int, turned: bool
+) -> None:
+    """Less than a step of it, whole steps, and a part of one behind them; a warp may have several columns."""
+    name, size = (k, k) if isinstance(k, int) else k
+    v = "transpose(w, perm=(1, 0))" if turned else "cast(w, dtype=f32)"
+    symbol = "" if isinstance(k, int) else f", {name}: dim[0:]"
+    module = Module(
+        {
+            "main": parse_graph(
+                THIN.format(k=name, n=n, w=f"{n}, {name}" if turned else f"{name}, {n}", v=v, symbol=symbol)
+            )
+        }
+    )
+    model = coilc.load(coilc.compile(module, tmp_path / "m.coil", "cuda:sm_90a"))
+    for rows in (1, 2):
+        inputs = {
+            "x": rng.standard_normal((rows, size)).astype("f"),
+            "w": rng.standard_normal((n, size) if turned else (size, n)).astype("f"),
+        }
+        expected, found = interpret(module, inputs, wide=True)["y"], model(**inputs)["y"]
+        np.testing.assert_allclose(found, expected, rtol=4e-6, atol=4e-6 * np.abs(expected).max())

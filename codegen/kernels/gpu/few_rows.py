@@ -6,31 +6,34 @@ columns and divide the inner dimension; what they have summed is added up in sha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property, partial
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from ...scalar import Expr
-from ...threads import WARP, from_lane, shared, wait_for_block
+from ...threads import WARP, from_lane, shared, wait_for_block, wait_for_warp
 from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, serial, unrolled, when
 from ..matmul import X, Y
 from .blocks import blocks
 from .operand import Vectors
 
-AHEAD = 4  # vectors of the right operand that a thread asks for at a time
+AHEAD = 4  # steps along the inner dimension whose part of the right operand a thread asks for at a time
+
+Ask = Callable[[Expr], Callable[[Expr], None]]  # loads at an inner index, and gives what adds the products there
 
 
 def emit_few_rows(k: Anchor, most: int) -> None:
     """Write one launch of x[..., M, K] @ y[..., K, N] for at most so many rows."""
     along_columns, along_inner = Vectors(k, Y, -1), Vectors(k, Y, -2)
     if along_inner.width > 1:
-        _DotProducts(k, most, along_inner).emit()
+        _DotProducts(k, most, along_inner, threads=256).emit()
     else:
-        _Columns(k, most, along_columns).emit()
+        _Columns(k, most, along_columns, threads=1024 if most == 1 else 512).emit()
 
 
 @dataclass
@@ -40,7 +43,7 @@ class _FewRows:
     k: Anchor
     most: int
     right: Vectors
-    threads: ClassVar[int]
+    threads: int
 
     def __post_init__(self) -> None:
         *self.batch, self.rows, self.inner = map(self.k.extent, self.k.dims(X))
@@ -52,6 +55,35 @@ class _FewRows:
         with unrolled(self.most) as i, unrolled(size) as j:
             T.buffer_store(sums, tirx.const(0, self.dtype), [i, j])
         return sums
+
+    def walk(self, start: Expr, stride: int, width: int, ask: Ask) -> None:
+        """Add a thread's products: those of ``width`` inner indices from ``start`` on, and from every ``stride`` behind it.
+
+        All lanes of a warp take the same steps, of which they ask for some before they use any. What lies behind the end
+        is replaced by what can be loaded, and not used.
+        """
+        size, inner, last = stride * AHEAD, self.k.dims(Y)[-2], self.inner - i64(width)
+
+        def steps(at: Sequence[Expr], cut: bool) -> None:
+            """``cut``: the last one may lie behind the end."""
+            *_, end = at
+            exists = [n <= last if cut and n is end else None for n in at]
+            products = [ask(n if test is None else tirx.min(n, last)) for n, test in zip(at, exists, strict=True)]
+            wait_for_warp()
+            for n, test, add in zip(at, exists, products, strict=True):
+                with nullcontext() if test is None else when(test):
+                    add(n)
+
+        rounds = tirx.truncdiv(self.inner, i64(size))
+        with serial(rounds) as step:
+            steps([step * i64(size) + i64(u * stride) + start for u in range(AHEAD)], False)
+        done = rounds * i64(size)
+        if not isinstance(inner, int):
+            with serial(ceildiv(self.inner - done, stride)) as step:
+                steps([done + step * i64(stride) + start], True)
+        elif inner % size:
+            count = -(-(inner % size) // stride)
+            steps([done + i64(u * stride) + start for u in range(count)], inner % stride > 0)
 
     def row(self, i: int) -> Expr:
         """Rows in excess repeat the last one."""
@@ -75,15 +107,13 @@ class _FewRows:
 class _Columns(_FewRows):
     """Neighbours along the columns are neighbours in memory: a thread has a vector of columns."""
 
-    threads = 512
-
     def lanes(self) -> int:
-        """Threads side by side on one row of the right operand: as many as leave a block to every multiprocessor."""
+        """Threads side by side on a row of the right operand: as many as leave blocks to most of the multiprocessors."""
         columns, device = self.k.dims(Y)[-1], self.k.target.device
         assert device is not None
         if self.right.width == 1 or not isinstance(columns, int):
             return WARP if self.right.width == 1 else 4
-        enough = columns // (self.right.width * device.multiprocessors)
+        enough = 4 * columns // (3 * self.right.width * device.multiprocessors)
         return max(2, min(8, 1 << max(enough, 1).bit_length() - 1))
 
     def emit(self) -> None:
@@ -94,24 +124,15 @@ class _Columns(_FewRows):
             lane, group = tirx.truncmod(thread, i64(lanes)), tirx.truncdiv(thread, i64(lanes))
             column = tirx.min(first + lane * i64(self.right.width), self.columns - i64(self.right.width))
             sums = self.zeros(self.right.width)
-            whole = tirx.truncdiv(self.inner, i64(groups * AHEAD))
-            with serial(whole) as step:
-                self._add(
-                    sums, at, column, [step * i64(groups * AHEAD) + i64(u * groups) + group for u in range(AHEAD)]
-                )
-            start = whole * i64(groups * AHEAD) + group
-            with serial(ceildiv(tirx.max(self.inner - start, i64(0)), groups)) as step:
-                self._add(sums, at, column, [start + step * i64(groups)])
+            self.walk(group, groups, 1, lambda n: partial(self._add, sums, at, self.right.load([*at, n, column])))
             self._share(sums, at, first, thread, lanes)
 
-    def _add(self, sums: tirx.Buffer, at: Sequence[Expr], column: Expr, inner: Sequence[Expr]) -> None:
-        """Products of some inner indices; all of the right operand is asked for before any is used."""
-        held = [self.right.load([*at, n, column]) for n in inner]
-        for n, values in zip(inner, held, strict=True):
-            for i in range(self.most):
-                x = self.k.read(X, *at, self.row(i), n)
-                for j in range(self.right.width):
-                    T.buffer_store(sums, sums[i, j] + x * self.right.element(values, j), [i, j])
+    def _add(self, sums: tirx.Buffer, at: Sequence[Expr], values: tirx.Buffer, n: Expr) -> None:
+        """Products with a vector of row ``n``."""
+        for i in range(self.most):
+            x = self.k.read(X, *at, self.row(i), n)
+            for j in range(self.right.width):
+                T.buffer_store(sums, sums[i, j] + x * self.right.element(values, j), [i, j])
 
     def _share(self, sums: tirx.Buffer, at: Sequence[Expr], first: Expr, thread: Expr, lanes: int) -> None:
         """Add up over the lanes of a warp that have the same columns, then over the warps."""
@@ -131,17 +152,24 @@ class _Columns(_FewRows):
 class _DotProducts(_FewRows):
     """Neighbours along the inner dimension are neighbours in memory, where the lanes of a warp are.
 
-    A warp has a column, or some warps share one and divide its inner dimension if there would be few blocks otherwise.
+    A warp has some columns, or some warps share them and divide the inner dimension if there would be few blocks otherwise.
     """
 
-    threads, own = 256, 1
+    @cached_property
+    def own(self) -> int:
+        """Columns of a warp, whose loads are under way together: more where a column is short."""
+        columns, inner = self.k.dims(Y)[-1], self.k.dims(Y)[-2]
+        if self.most > 1 or not isinstance(columns, int) or not isinstance(inner, int):
+            return 1
+        wanted = 4 if inner <= WARP * self.right.width else 2
+        return wanted if columns >= wanted * self.k.target.cores else 1
 
     def shared_by(self) -> int:
-        """How many warps share a column: so many that every multiprocessor has four blocks, and all have work."""
+        """How many warps share columns: so many that every multiprocessor has four blocks, and all have work."""
         warps, columns, inner = self.threads // WARP, self.k.dims(Y)[-1], self.k.dims(Y)[-2]
         if not isinstance(columns, int) or not isinstance(inner, int):
             return 1
-        wanted = -(-self.k.target.cores * warps // columns)
+        wanted = -(-self.k.target.cores * warps * self.own // columns)
         most = max(1, min(warps, inner // (WARP * self.right.width)))
         return min(1 << (wanted - 1).bit_length(), 1 << most.bit_length() - 1)
 
@@ -157,17 +185,18 @@ class _DotProducts(_FewRows):
             ]
             sums, stride = self.zeros(self.own), sharers * WARP * self.right.width
             start = (part * i64(WARP) + lane) * i64(self.right.width)
-            with serial(ceildiv(tirx.max(self.inner - start, i64(0)), stride)) as step:
-                self._add(sums, left, at, step * i64(stride) + start, mine)
+            load = lambda n: [self.right.load([*at, n, column]) for column in mine]
+            self.walk(start, stride, self.right.width, lambda n: partial(self._add, sums, left, at, load(n)))
             self._share(sums, at, block * i64(width), thread, group, part, sharers)
 
-    def _add(self, sums: tirx.Buffer, left: Vectors, at: Sequence[Expr], n: Expr, columns: Sequence[Expr]) -> None:
-        """Products of a vector of inner indices."""
-        held = [self.right.load([*at, n, column]) for column in columns]
+    def _add(
+        self, sums: tirx.Buffer, left: Vectors, at: Sequence[Expr], columns: Sequence[tirx.Buffer], n: Expr
+    ) -> None:
+        """Products with a vector of every column, at ``n`` and the inner indices behind it."""
         for i in range(self.most):
             for u in range(0, self.right.width, left.width):
                 x = left.load([*at, self.row(i), n + i64(u)])
-                for j, values in enumerate(held):
+                for j, values in enumerate(columns):
                     for v in range(left.width):
                         product = left.element(x, v) * self.right.element(values, u + v)
                         T.buffer_store(sums, sums[i, j] + product, [i, j])

@@ -84,7 +84,7 @@ def build_object(
     if target.device is None:
         build_module(module, described).write_to_file(str(path), "o")
         return BuildInfo(max(map(scratch_bytes, functions.values()), default=0), symbols)
-    host, device, source = build_launchers(module, described)
+    host, device, source = build_launchers(module, described, early=target.device.early_launch)
     host.write_to_file(str(path), "o")
     compile_device_code(source.inspect_source(), target.device, path.with_suffix(".fatbin"))
     early = (EARLY,) if target.device.early_launch else ()

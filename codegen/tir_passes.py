@@ -133,16 +133,32 @@ def build_module(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime
 
 
 def build_launchers(
-    module: tvm.IRModule, target: tvm.target.Target
+    module: tvm.IRModule, target: tvm.target.Target, *, early: bool
 ) -> tuple[tvm.runtime.Module, tvm.IRModule, tvm.runtime.Module]:
-    """For a device: the host's functions, which launch; the device's kernels as TIR, and as source."""
+    """For a device: the host's functions, which launch; the device's kernels as TIR, and as source.
+
+    Args:
+        early: kernels are launched before the one ahead has ended, and wait for that themselves.
+    """
     bound = tirx.transform.BindTarget(target)(module)
     host, by_target = split_host_device_mods(tvm.transform.Sequential(list(_DEVICE_PASSES))(bound))
     (device,) = (finalize_device_passes()(kernels) for kernels in by_target.values())
     host = finalize_host_passes()(host)
+    if early:
+        device = _may_alias(device)
     with _only_source():
         source = codegen_build(device, target)
     return codegen_build(host, target.host), device, source
+
+
+@tirx.transform.prim_func_pass(opt_level=0)
+def _may_alias(kernel: tirx.PrimFunc, *_: object) -> tirx.PrimFunc:
+    """A kernel whose pointers are not ``__restrict__``.
+
+    What is only read through such a pointer the compiler takes to be constant while the kernel runs, and moves the loads
+    ahead of its wait for the kernel that writes it.
+    """
+    return kernel.with_attr("tirx.noalias", False)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from laws.ops import draw
 from laws.test_kernels import CASES, body_of
+from machine_code import machine_code, needs_disassembler
 
 from coilc.codegen.build import EARLY, Launch, build_object, compile_device_code
 from coilc.codegen.target import TARGETS
@@ -17,7 +18,7 @@ DEVICES = [name for name, target in TARGETS.items() if target.device is not None
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
-@needs_nvcc
+@needs_disassembler
 @pytest.mark.parametrize("name", DEVICES)
 def test_every_kernel_becomes_machine_code(name: str, tmp_path: Path) -> None:
     target = TARGETS[name]
@@ -26,6 +27,16 @@ def test_every_kernel_becomes_machine_code(name: str, tmp_path: Path) -> None:
     info = build_object(bodies, target, tmp_path / "kernels.o")
     assert {launch.name.split("_")[0] for launch in info.launches} == set(bodies)
     assert (tmp_path / "kernels.fatbin").stat().st_size > 1000 * len(bodies)
+    if target.device and target.device.early_launch:
+        _memory_is_left_alone_until_the_kernel_ahead_has_ended(tmp_path / "kernels.fatbin")
+
+
+def _memory_is_left_alone_until_the_kernel_ahead_has_ended(fatbin: Path) -> None:
+    for name, code in machine_code(fatbin).items():
+        touched = [
+            x for x in code.before("ACQBULK") if x.startswith(("LD.", "LDG", "ST.", "STG", "ATOM", "RED", "UTMA"))
+        ]
+        assert not touched, f"{name}: {touched}"
 
 
 @needs_nvcc

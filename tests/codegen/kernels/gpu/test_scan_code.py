@@ -29,7 +29,7 @@ def compiler_report(text: str, folder: Path) -> str:
     """What ptxas says of a body's kernels for sm_90a."""
     target = TARGETS["cuda:sm_90a"]
     module = tvm.IRModule({"k": lower_body(parse_graph(text), "k", target)}).with_attr("system_lib_prefix", "")
-    source = build_launchers(module, tvm.target.Target(dict(target.tvm)))[2].inspect_source()
+    source = build_launchers(module, tvm.target.Target(dict(target.tvm)), early=True)[2].inspect_source()
     (folder / "k.cu").write_text(source)
     flags = ["-std=c++17", "-O3", "-diag-suppress=177", "-cubin", "-arch=sm_90a", "-Xptxas", "-v"]
     command = ["nvcc", *flags, "-o", "k.cubin", "k.cu"]

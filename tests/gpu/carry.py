@@ -176,7 +176,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*")
     parser.add_argument("--target", default="cuda:sm_90a")
     parser.add_argument("--precision")
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     options = {"precision": asked.precision} if asked.precision else {}
     failed = []
     for name, carry in everything():

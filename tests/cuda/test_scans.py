@@ -9,11 +9,12 @@ import pytest
 from emulation.gpu import EmulatedGPU
 
 import coilc
+from coilc.codegen.kernels.gpu import selective_scan
 from coilc.ir import Module, interpret, parse_graph
 from coilc.runtime import Model
 
-STATES = (3, 4, 16, 64)  # over 1, 1, 4 and 16 lanes
-OPTIONS = {3: ("h0", "mask"), 4: (), 16: ("D", "z", "dt_bias"), 64: ("D", "z", "dt_bias", "h0", "mask")}
+STATES = (3, 4, 16, 40, 64)  # over 1, 1, 4, 8 and 16 lanes; 4 and 16 over twice as many where channels are few
+OPTIONS = {3: ("h0", "mask"), 4: (), 16: ("D", "z", "dt_bias"), 40: ("z",), 64: ("D", "z", "dt_bias", "h0", "mask")}
 CHANNELS, GROUPS = 10, 2
 
 
@@ -48,7 +49,19 @@ def program() -> Module:
         )
         lines.append(f"    o{n}: f32[B, L, {CHANNELS}] = neg(y{n})")
         results += [f'"o{n}": o{n}, "h{n}": h{n}'] if n != 64 else [f'"o{n}": o{n}']
-    return Module({"main": parse_graph("\n".join([*lines, f"    return {{{', '.join(results)}}}", ""]))})
+    main = "\n".join([*lines, f"    return {{{', '.join(results)}}}", ""])
+    return Module({"main": parse_graph(main), "halves": parse_graph(in_halves())})
+
+
+def in_halves() -> str:
+    """A scan whose sequences are in bf16."""
+    types = {name: type_.replace("f32[B, L", "bf16[B, L") for name, type_ in operands(16).items()}
+    given = ", ".join(f"{name}: {type_}" for name, type_ in types.items())
+    return f"""
+def halves({given}, *, B: dim[1:9], L: dim[1:999]):
+    y, h = selective_scan({", ".join(types)}, optional={OPTIONS[16]}, softplus=True)
+    return {{"y": y, "h": h}}
+"""
 
 
 CONVOLUTIONS = {"plain": ((), "none"), "whole": (("bias", "state"), "silu")}
@@ -83,23 +96,49 @@ def test_convolutions_compute_the_reference(convolutions: Model, rng: np.random.
         np.testing.assert_allclose(actual[name], wanted, rtol=4e-6, atol=4e-6, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def model(gpu: EmulatedGPU | None, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    path: Path = tmp_path_factory.mktemp("scans") / "scans.coil"
-    return coilc.load(coilc.compile(program(), path, "cuda:sm_90a", algorithm="sequential"))
+@pytest.fixture(scope="module", params=[0, -1], ids=["many channels", "few channels"])
+def model(gpu: EmulatedGPU | None, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Model:
+    """The program with one form of each scan, whatever the sizes."""
+    path, forms_of = tmp_path_factory.mktemp("scans") / "scans.coil", selective_scan.forms_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(selective_scan, "forms_of", lambda states: [forms_of(states)[request.param]])
+        coilc.compile(program(), path, "cuda:sm_90a", algorithm="sequential")
+    return coilc.load(path)
 
 
-@pytest.mark.parametrize(("batch", "length"), [(2, 1), (1, 5), (2, 64), (1, 131)])
-def test_selective_scans_compute_the_reference(model: Model, rng: np.random.Generator, batch: int, length: int) -> None:
+def drawn(entry: str, rng: np.random.Generator, batch: int, length: int) -> dict[str, np.ndarray]:
+    """Operands of an entry: rates are negative, steps positive."""
     arrays = {}
-    for value in program().entries["main"].inputs:
+    for value in program().entries[entry].inputs:
         dims = [{"B": batch, "L": length}.get(str(dim), dim) for dim in value.dims]
         array = rng.standard_normal(dims, dtype=np.float32)
         name = value.node.attrs["name"]
         array = -np.exp(array) if name.startswith("a") else np.abs(array) / 2 if name.startswith("dt") else array
-        arrays[name] = array > 0 if name.startswith("mask") else array
+        arrays[name] = array.astype(value.type.dtype.numpy) if not name.startswith("mask") else array > 0
+    return arrays
+
+
+LENGTHS = pytest.mark.parametrize(("batch", "length"), [(2, 1), (1, 5), (2, 64), (1, 131), (1, 200)])
+
+
+@LENGTHS
+def test_selective_scans_compute_the_reference(model: Model, rng: np.random.Generator, batch: int, length: int) -> None:
+    arrays = drawn("main", rng, batch, length)
     expected = interpret(program(), arrays)
     actual = model(**arrays)
     for name, wanted in expected.items():
         scale = np.abs(wanted).max()
         np.testing.assert_allclose(actual[name], wanted, rtol=4e-6, atol=4e-6 * scale, err_msg=name)
+
+
+@LENGTHS
+def test_a_scan_of_bf16_rounds_its_result_alone(
+    model: Model, rng: np.random.Generator, batch: int, length: int
+) -> None:
+    arrays = drawn("halves", rng, batch, length)
+    expected = interpret(program(), arrays, "halves")
+    actual = model.run("halves", arrays)
+    for name, step in (("y", 2**-7), ("h", 4e-6)):
+        wanted = expected[name].astype(np.float32)
+        scale = np.abs(wanted).max()
+        np.testing.assert_allclose(np.float32(actual[name]), wanted, rtol=step, atol=4e-6 * scale, err_msg=name)

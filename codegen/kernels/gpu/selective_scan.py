@@ -1,9 +1,11 @@
 """Selective scan (S6) on a device: the state of a channel is spread over lanes of a warp, and time goes by in tiles.
 
-A block takes some channels of one batch element. It brings the operands of a tile of steps into shared memory, with the
-bias, softplus and mask of dt applied, while those of the next tile are on their way into registers. Then every lane takes
-its few states through the tile; the sums over the states are made by exchanges in which every lane ends with other steps.
-Neighbouring threads load and store neighbouring channels. What bounds it is one exponential per state and step.
+A block takes some channels of one batch element. Its last warps do nothing but the recurrence: every lane takes its few
+states through a tile of steps in shared memory; the sums over the states are made by exchanges in which every lane ends
+with other steps. Meanwhile one of two groups of movers stores y of the tile before, with its gate, and brings the operands
+of the next one into the same half of shared memory, with the bias, softplus and mask of dt applied. The groups take turns,
+so that loads into their registers have the time of two tiles. Neighbouring threads load and store neighbouring channels.
+What bounds it is one exponential per state and step.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from math import e, log2
 
 from tvm import tirx
@@ -32,7 +35,7 @@ X, DT, A, B, C = range(5)
 QUAD = 4  # steps that are one access to shared memory
 MOST_STATES = 8  # of one lane
 MOST_LANES = 16
-SHARED_BYTES = 48 << 10  # that a block may have without asking
+GROUPS = 2  # of movers, and halves of shared memory
 TOGETHER = 2  # groups of steps whose code is one, so that exchanges between lanes do not hold up what follows
 
 
@@ -42,41 +45,63 @@ class Form:
 
     Attributes:
         lanes: that share the state of a channel.
-        tile: steps in shared memory; enough for every thread to load one quad, so that no two load the same.
-        threads: of a block.
+        channels: of a block; whole warps of lanes.
+        tile: steps in a half of shared memory.
+        movers: threads of a group; every one has quads of its own.
     """
 
     lanes: int
+    channels: int
     tile: int
-    threads: int
+    movers: int
 
     @property
-    def channels(self) -> int:
-        """Of a block."""
-        return self.threads // self.lanes
+    def threads(self) -> int:
+        """Of a block: the movers, then those that compute."""
+        return GROUPS * self.movers + self.channels * self.lanes
 
     @property
     def group(self) -> int:
         """Steps whose sums are made together: at least one per lane."""
         return max(self.lanes, QUAD)
 
-    @property
-    def row(self) -> int:
-        """Numbers between two rows of shared memory, so that a column is in different banks."""
-        return self.tile + QUAD
-
-    def bytes(self, states: int) -> int:
-        """Shared memory: dt, inflow and y of the channels, B and C of the states."""
-        return 4 * self.row * (3 * self.channels + 2 * states)
-
 
 def forms_of(states: int) -> list[Form]:
-    """From few lanes, with about four states each, to as many as there are: more threads, but more exchanges as well."""
+    """One with few states per lane, about four, and one with half of them: more exchanges, for where channels are few."""
     lanes = next((n for n in (1, 2, 4, 8, 16) if states % n == 0 and states // n <= 4), None)
     lanes = lanes or next((n for n in (16, 8) if states % n == 0 and states // n <= MOST_STATES), None)
-    few = [Form(lanes, 64 if lanes > 8 else 32, 256 if lanes > 8 else 128)] if lanes else []
-    many = [Form(MOST_LANES, 128, 256)] if states % MOST_LANES == 0 and lanes != MOST_LANES else []
-    return [form for form in (*few, *many) if form.bytes(states) <= SHARED_BYTES]
+    if lanes is None:
+        return []
+    tile = 32 if states // lanes <= 4 else 16
+    if lanes == MOST_LANES:
+        return [Form(lanes, 16, tile, 4 * tile)]
+    cut = (128, 256) if states == 16 else (64, 128)  # other numbers of states leave too few registers
+    few = [Form(2 * lanes, 16, *cut)] if states % (2 * lanes) == 0 else []
+    return [Form(lanes, 32, tile, 64), *few]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of shared memory, in both halves, of what belongs to channels or states; a quad of steps is one access."""
+
+    memory: tirx.Buffer
+    start: int
+
+    def get(self, half: Expr, row: Expr, at: Expr) -> tirx.Buffer:
+        values = local((QUAD,), "float32")
+        with T.vectorized(i64(0), i64(QUAD)) as v:
+            T.buffer_store(values, self.memory[half, row + i64(self.start), at + v], [v])
+        return values
+
+    def put(self, half: Expr, row: Expr, at: Expr, values: tirx.Buffer) -> None:
+        with T.vectorized(i64(0), i64(QUAD)) as v:
+            T.buffer_store(self.memory, values[v], [half, row + i64(self.start), at + v])
+
+    def at(self, half: Expr, row: Expr, at: Expr) -> Expr:
+        return self.memory[half, row + i64(self.start), at]
+
+    def set(self, half: Expr, row: Expr, at: Expr, x: Expr) -> None:
+        T.buffer_store(self.memory, x, [half, row + i64(self.start), at])
 
 
 def emit_selective_scan(k: Anchor) -> bool:
@@ -99,17 +124,16 @@ def emit_selective_scan(k: Anchor) -> bool:
 
 
 def _sequences(k: Anchor, forms: list[Form], size: Dim) -> None:
-    """The first form, unless it has too few threads: less than a warp for everything that runs warps at once."""
-    first, *others = forms
-    batch, _, channels = k.dims(X)
-    enough = k.extent(batch * channels) * i64(first.lanes) >= i64(WARP * k.target.cores)
-    if not others:
-        return _tiles(k, first, size)
-    with T.If(enough):
+    """The last form where each multiprocessor has one block at most, else the first."""
+    assert k.target.device is not None
+    (batch, _, channels), most, few = k.dims(X), forms[0], forms[-1]
+    if most is few:
+        return _tiles(k, most, size)
+    with T.If(k.extent(batch * channels) <= i64(few.channels * k.target.device.multiprocessors)):
         with T.Then():
-            _tiles(k, first, size)
+            _tiles(k, few, size)
         with T.Else():
-            _sequences(k, others, size)
+            _tiles(k, most, size)
 
 
 def _tiles(k: Anchor, form: Form, size: Dim) -> None:
@@ -176,36 +200,42 @@ class Tiles:
     def __init__(self, work: Block, form: Form) -> None:
         self.work, self.k, self.form = work, work.k, form
         self.states = self.k.fixed(self.k.dims(B)[3])
-        self.own = self.states // self.form.lanes
-        self.lane = T.Bind(tirx.truncmod(work.thread, i64(self.form.lanes)))
-        self.row = T.Bind(tirx.truncdiv(work.thread, i64(self.form.lanes)))
+        self.own = self.states // form.lanes
         self.length = self.k.extent(self.k.dims(X)[1])
+        self.tiles = T.Bind(ceildiv(self.length, form.tile))
+        self.group, self.mover = _split(work.thread, form.movers)
+        self.row, self.lane = _split(work.thread - i64(GROUPS * form.movers), form.lanes)
+        self.channel = work.channel(self.row)
+        self.column = T.Bind(tirx.truncmod(self.mover, i64(form.channels)))
+        self.moved = work.channel(self.column)
+        self.bias, self.skip = work.vector("dt_bias", self.moved), work.vector("D", self.moved)
         self.wanted = 0 in self.k.outputs_of  # y; otherwise only the state that is left
 
     def emit(self) -> None:
-        """Write the loop over the tiles and what comes before and after it."""
+        """Write both loops over the tiles, that of the movers a tile ahead, and what comes before and after them."""
         self._allocate()
-        self._start()
-        self._if_whole(i64(0), self._load_sequences)
-        with serial(ceildiv(self.length, self.form.tile)) as tile:
-            first = T.Bind(tile * i64(self.form.tile))
-            self._if_whole(first, self._stage)
-            wait_for_block()
-            if "z" in self.loaded:
-                self._if_whole(first, partial(self._load, ("z",)))
-            following = T.Bind(first + i64(self.form.tile))
-            with when(following < self.length):
-                self._if_whole(following, self._load_sequences)
-            self._if_whole(first, self._pass)
-            wait_for_block()
-            if self.wanted:
-                self._if_whole(first, self._store)
-        with when(self.work.has(self.row)), unrolled(self.own) as s:
-            self.k.store(1, [self.work.b, self._state(s), self.channel], self.h[s])
+        with T.If(self.work.thread >= i64(GROUPS * self.form.movers)):
+            with T.Then():
+                self._start()
+                with self._each_tile() as tile:
+                    self._if_whole(tile - i64(1), self._pass)
+                with when(self.work.has(self.row)), unrolled(self.own) as s:
+                    self.k.store(1, [self.work.b, self._state(s), self.channel], self.h[s])
+            with T.Else():
+                with self._each_tile() as tile:
+                    self._move(tile)
 
-    def _if_whole(self, first: Expr, body: Callable[[Expr, Expr | None], None]) -> None:
-        """Run ``body(first, end)`` for the tile from ``first`` on; there is no ``end`` to mind if all its steps exist."""
-        with T.If(first + i64(self.form.tile) <= self.length):
+    @contextmanager
+    def _each_tile(self) -> Iterator[Expr]:
+        """A loop over the tiles, and two before and after them, in which all threads of the block go on together."""
+        with serial(self.tiles + i64(2 * GROUPS)) as turn:
+            yield T.Bind(turn - i64(GROUPS))
+            wait_for_block()
+
+    def _if_whole(self, tile: Expr, body: Callable[[Expr, Expr | None], None]) -> None:
+        """Run ``body(first, end)`` for a tile that exists; there is no ``end`` to mind if all its steps exist."""
+        first = T.Bind(tile * i64(self.form.tile))
+        with when(tirx.all(tile >= i64(0), tile < self.tiles)), T.If(first + i64(self.form.tile) <= self.length):
             with T.Then():
                 body(first, None)
             with T.Else():
@@ -213,40 +243,40 @@ class Tiles:
 
     def _allocate(self) -> None:
         form, k = self.form, self.k
-        rows = lambda count: shared((count, form.row), "float32")
-        self.dt, self.inflow = rows(form.channels), rows(form.channels)
         self.h, self.rates = local((self.own,), "float32"), local((self.own,), "float32")
-        self.columns = form.channels * form.tile // QUAD // form.threads
-        self.rows = -(-self.states * form.tile // QUAD // form.threads)
+        self.columns = form.channels * form.tile // QUAD // form.movers
+        self.rows = -(-self.states * form.tile // QUAD // form.movers)
         wanted: tuple[str | int, ...] = ("z",) * (self.wanted and k.has("z")) + (C,) * self.wanted
         operands: tuple[str | int, ...] = (X, DT, B, *wanted)
         self.loaded = {o: Registers(k, o, QUAD * (self.rows if o in (B, C) else self.columns)) for o in operands}
-        if self.wanted:
-            self.y = rows(form.channels)
-        # With many lanes, accesses to shared memory are what bounds: two bf16 are one.
-        self.packed = self.wanted and form.lanes == MOST_LANES and all(self.loaded[o].is_bf16 for o in (B, C))
-        if self.packed:
-            self.both = shared((self.states, form.row), "uint32")
-        else:
-            self.per_state = {o: rows(self.states) for o in ((B, C) if self.wanted else (B,))}
+        # Accesses to shared memory are next to bound it: two bf16 are one.
+        self.packed = self.wanted and all(self.loaded[o].is_bf16 for o in (B, C))
+        counts: dict[int | str, int] = dict.fromkeys(["dt", "inflow", "y"][: 2 + self.wanted], form.channels)
+        self.per_state = (B, C) if self.wanted and not self.packed else (B,)
+        counts |= dict.fromkeys(self.per_state, self.states)
+        shape = (GROUPS, sum(counts.values()), form.tile + QUAD)  # a column is in different banks
+        memory = T.alloc_buffer(shape, "float32", scope="shared.dyn", align=16)
+        starts = accumulate(counts.values(), initial=0)
+        self.shared = {name: Rows(memory, start) for name, start in zip(counts, starts, strict=False)}
 
     def _state(self, s: Expr) -> Expr:
         return s * i64(self.form.lanes) + self.lane
 
-    def _start(self) -> None:
-        """What does not change with time: of the channel whose states this thread has, and of the one that it loads."""
-        k, work = self.k, self.work
-        self.channel = work.channel(self.row)
-        self.column = T.Bind(tirx.truncmod(work.thread, i64(self.form.channels)))
-        self.loads = work.channel(self.column)
-        self.bias, self.skip = work.vector("dt_bias", self.loads), work.vector("D", self.loads)
-        with unrolled(self.own) as s:
-            h0 = k.read("h0", work.b, self._state(s), self.channel) if k.has("h0") else tirx.const(0.0, "float32")
-            T.buffer_store(self.h, h0, [s])
-            rate = k.read(A, self._state(s), self.channel) * tirx.const(log2(e), "float32")
-            T.buffer_store(self.rates, rate, [s])
+    def _half(self, first: Expr) -> Expr:
+        """Where the tile of steps from ``first`` on is."""
+        return T.Bind(tirx.truncmod(tirx.truncdiv(first, i64(self.form.tile)), i64(GROUPS)))
 
     # --- between memory and shared memory -----------------------------------------------------------------------------
+
+    def _move(self, tile: Expr) -> None:
+        """What the movers whose turn it is do while the tile before ``tile`` is computed."""
+        with when(tirx.EQ(tirx.truncmod(tile + i64(GROUPS), i64(GROUPS)), self.group)):
+            if self.wanted:
+                self._if_whole(tile - i64(GROUPS), self._store)
+            self._if_whole(tile, self._stage)
+            if "z" in self.loaded:
+                self._if_whole(tile, partial(self._load, ("z",)))
+            self._if_whole(tile + i64(GROUPS), self._load_sequences)
 
     def _load_sequences(self, first: Expr, end: Expr | None) -> None:
         """Start loading the tile of steps from ``first`` on; steps after the last one are that one again."""
@@ -258,109 +288,112 @@ class Tiles:
         for item in range(self.rows if per_state else self.columns):
             index, quad = self._item(item, self.states if per_state else self.form.channels)
             for v in range(QUAD):
-                t = T.Bind(_within(first + quad * i64(QUAD) + i64(v), end))
-                place = (work.b, t, work.g, index) if per_state else (work.b, t, self.loads)
+                t = T.Bind(_within(first + quad + i64(v), end))
+                place = (work.b, t, work.g, index) if per_state else (work.b, t, self.moved)
                 for operand in operands:
                     self.loaded[operand].load(item * QUAD + v, *place)
 
     def _item(self, item: int, rows: int) -> tuple[Expr, Expr]:
-        """Row and quad of the tile that this thread moves: neighbouring threads have neighbouring rows."""
-        place = self.work.thread + i64(item * self.form.threads)
-        quad = tirx.truncdiv(place, i64(rows))
-        if rows * self.form.tile // QUAD % self.form.threads:  # what there is too much of is moved twice
-            quad = tirx.min(quad, i64(self.form.tile // QUAD - 1))
-        return T.Bind(tirx.truncmod(place, i64(rows))), T.Bind(quad)
+        """Row of the tile that this thread moves, and where its quad begins: neighbouring threads have neighbouring rows."""
+        quad, row = _split(self.mover + i64(item * self.form.movers), rows)
+        if rows * self.form.tile // QUAD % self.form.movers:  # what there is too much of is moved twice
+            quad = T.Bind(tirx.min(quad, i64(self.form.tile // QUAD - 1)))
+        return row, T.Bind(quad * i64(QUAD))
 
     def _stage(self, first: Expr, end: Expr | None) -> None:
         """Into shared memory, with zeros after the last step; y begins as D x."""
+        half = self._half(first)
         dt, inflow, y = (local((QUAD,), "float32") for _ in range(3))
         for item in range(self.columns):
             column, quad = self._item(item, self.form.channels)
             for v in range(QUAD):
-                t = T.Bind(first + quad * i64(QUAD) + i64(v))
+                t = T.Bind(first + quad + i64(v))
                 x = _named(self.loaded[X][item * QUAD + v])
                 size = self.work.step_size(self.loaded[DT][item * QUAD + v], self.bias, _within(t, end))
                 T.buffer_store(dt, _or_zero(size, t, end), [i64(v)])
                 T.buffer_store(inflow, dt[i64(v)] * x, [i64(v)])
                 if self.skip is not None:
                     T.buffer_store(y, self.skip * x, [i64(v)])
-            _put(self.dt, column, quad, dt)
-            _put(self.inflow, column, quad, inflow)
+            self.shared["dt"].put(half, column, quad, dt)
+            self.shared["inflow"].put(half, column, quad, inflow)
             if self.skip is not None and self.wanted:
-                _put(self.y, column, quad, y)
+                self.shared["y"].put(half, column, quad, y)
         for item in range(self.rows):
             self._stage_states(first, end, item)
 
     def _stage_states(self, first: Expr, end: Expr | None, item: int) -> None:
-        row, quad = self._item(item, self.states)
-        steps = [T.Bind(first + quad * i64(QUAD) + i64(v)) for v in range(QUAD)]
-        if self.packed:
-            words = local((QUAD,), "uint32")
-            for v, t in enumerate(steps):
-                b, c = (T.Cast("uint32", self.loaded[o].raw(item * QUAD + v)) for o in (B, C))
-                both = tirx.bitwise_or(b, tirx.shift_left(c, tirx.const(16, "uint32")))
-                T.buffer_store(words, _or_zero(both, t, end), [i64(v)])
-            return _put(self.both, row, quad, words)
+        half, (row, quad) = self._half(first), self._item(item, self.states)
         values = local((QUAD,), "float32")
-        for operand, buffer in self.per_state.items():
-            for v, t in enumerate(steps):
-                T.buffer_store(values, _or_zero(self.loaded[operand][item * QUAD + v], t, end), [i64(v)])
-            _put(buffer, row, quad, values)
-        return None
+        for operand in self.per_state:
+            for v in range(QUAD):
+                place = item * QUAD + v
+                value = self._packed(place) if self.packed else self.loaded[operand][place]
+                T.buffer_store(values, _or_zero(value, first + quad + i64(v), end), [i64(v)])
+            self.shared[operand].put(half, row, quad, values)
 
-    def _get_states(self, n: Expr, quad: Expr) -> tuple[list[Expr], list[Expr]]:
+    def _packed(self, place: int) -> Expr:
+        """B and C, both in bf16, as one number."""
+        b, c = (T.Cast("uint32", self.loaded[o].raw(place)) for o in (B, C))
+        return reinterpret("float32", bind(tirx.bitwise_or(b, tirx.shift_left(c, tirx.const(16, "uint32")))))
+
+    def _get_states(self, half: Expr, n: Expr, quad: Expr) -> tuple[list[Expr], list[Expr]]:
         """B and C of a state for four steps; without C where y is not wanted."""
-        if self.packed:
-            words = local((QUAD,), "uint32")
-            _get(words, self.both, n, quad)
-            low = [tirx.shift_left(words[v], tirx.const(16, "uint32")) for v in range(QUAD)]
-            high = [tirx.bitwise_and(words[v], tirx.const(0xFFFF0000, "uint32")) for v in range(QUAD)]
-            return [reinterpret("float32", x) for x in low], [reinterpret("float32", x) for x in high]
-        found = []
-        for buffer in self.per_state.values():
-            values = local((QUAD,), "float32")
-            _get(values, buffer, n, quad)
-            found.append([values[v] for v in range(QUAD)])
-        return found[0], found[-1]
+        found = [self.shared[operand].get(half, n, quad) for operand in self.per_state]
+        if not self.packed:
+            return [found[0][v] for v in range(QUAD)], [found[-1][v] for v in range(QUAD)]
+        words = [bind(reinterpret("uint32", found[0][v])) for v in range(QUAD)]
+        low = [tirx.shift_left(word, tirx.const(16, "uint32")) for word in words]
+        high = [tirx.bitwise_and(word, tirx.const(0xFFFF0000, "uint32")) for word in words]
+        return [reinterpret("float32", x) for x in low], [reinterpret("float32", x) for x in high]
 
     def _store(self, first: Expr, end: Expr | None) -> None:
         """Give y its gate and write it."""
-        k, values = self.k, local((QUAD,), "float32")
+        k, half = self.k, self._half(first)
         for item in range(self.columns):
             column, quad = self._item(item, self.form.channels)
-            _get(values, self.y, column, quad * i64(QUAD))
+            values = self.shared["y"].get(half, column, quad)
             for v in range(QUAD):
-                t, y = T.Bind(first + quad * i64(QUAD) + i64(v)), values[i64(v)]
+                t, y = T.Bind(first + quad + i64(v)), values[i64(v)]
                 y = bind(y * silu(self.loaded["z"][item * QUAD + v])) if "z" in self.loaded else y
                 exists = T.bool(True) if end is None else t < end
                 with when(tirx.all(exists, self.work.has(self.column))):
-                    k.store(0, [self.work.b, t, self.loads], y)
+                    k.store(0, [self.work.b, t, self.moved], y)
 
     # --- the recurrence -----------------------------------------------------------------------------------------------
 
+    def _start(self) -> None:
+        """What does not change with time, and the state before it."""
+        k, work = self.k, self.work
+        with unrolled(self.own) as s:
+            h0 = k.read("h0", work.b, self._state(s), self.channel) if k.has("h0") else tirx.const(0.0, "float32")
+            T.buffer_store(self.h, h0, [s])
+            rate = k.read(A, self._state(s), self.channel) * tirx.const(log2(e), "float32")
+            T.buffer_store(self.rates, rate, [s])
+
     def _pass(self, first: Expr, end: Expr | None) -> None:
         """Take the states through a tile, or through what is left of the sequence."""
-        size = self.form.group
-        if end is None:  # the sums of one group are made while the steps of the next one go on
+        size, half = self.form.group, self._half(first)
+        if end is None:
             together = min(TOGETHER, self.form.tile // size)
             with serial(self.form.tile // size // together) as part:
-                for i in range(together):
-                    self._advance(T.Bind((part * i64(together) + i64(i)) * i64(size)))
+                starts = [T.Bind((part * i64(together) + i64(i)) * i64(size)) for i in range(together)]
+                sums = [self._advance(half, start) for start in starts]
+                for start, each in zip(starts, sums, strict=True):
+                    self._sum_over_lanes(half, start, each)
         else:
             left = T.Bind(end - first)
             with serial(ceildiv(left, size)) as group:
-                self._advance(T.Bind(group * i64(size)), left)
+                start = T.Bind(group * i64(size))
+                self._sum_over_lanes(half, start, self._advance(half, start, left))
 
-    def _advance(self, first: Expr, end: Expr | None = None) -> None:
-        """The steps of one group: h = 2**(dt * rates) * h + dt * x * B, and the sums C . h; no step from ``end`` on."""
-        dt, inflow = local((QUAD,), "float32"), local((QUAD,), "float32")
+    def _advance(self, half: Expr, first: Expr, end: Expr | None = None) -> tirx.Buffer:
+        """The steps of one group: h = 2**(dt * rates) * h + dt * x * B, and the lane's part of C . h; no step from ``end`` on."""
         sums = local((self.form.group,), "float32")
         for part in range(0, self.form.group, QUAD):
-            quad = first + i64(part)
-            _get(dt, self.dt, self.row, quad)
-            _get(inflow, self.inflow, self.row, quad)
+            quad = T.Bind(first + i64(part))
+            dt, inflow = self.shared["dt"].get(half, self.row, quad), self.shared["inflow"].get(half, self.row, quad)
             for s in map(i64, range(self.own)):
-                b, c = self._get_states(self._state(s), quad)
+                b, c = self._get_states(half, self._state(s), quad)
                 for v in map(i64, range(QUAD)):
                     after = exp2(bind(dt[v] * self.rates[s])) * self.h[s] + inflow[v] * b[int(v)]
                     T.buffer_store(self.h, after if end is None else select(quad + v < end, after, self.h[s]), [s])
@@ -368,25 +401,33 @@ class Tiles:
                         at = i64(part) + v
                         product = self.h[s] * c[int(v)]
                         T.buffer_store(sums, sums[at] + product if int(s) else product, [at])
-        if self.wanted:
-            self._sum_over_lanes(first, sums)
+        return sums
 
-    def _sum_over_lanes(self, first: Expr, sums: tirx.Buffer) -> None:
-        """Each exchange halves the steps that a lane is left with."""
-        half, offset = self.form.group // 2, self.form.lanes // 2
+    def _sum_over_lanes(self, half: Expr, first: Expr, sums: tirx.Buffer) -> None:
+        """Add y, if wanted: each exchange halves the steps that a lane is left with."""
+        if not self.wanted:
+            return
+        left, offset = self.form.group // 2, self.form.lanes // 2
         while offset:
             upper = _named(tirx.bitwise_and(self.lane, i64(offset)) > i64(0))
-            for j in map(i64, range(half)):
-                kept = select(upper, sums[j + i64(half)], sums[j])
-                given = select(upper, sums[j], sums[j + i64(half)])
+            for j in map(i64, range(left)):
+                kept = select(upper, sums[j + i64(left)], sums[j])
+                given = select(upper, sums[j], sums[j + i64(left)])
                 got = _named(from_lane(given, offset))
                 T.buffer_store(sums, kept + got, [j])
-            half, offset = half // 2, offset // 2
+            left, offset = left // 2, offset // 2
         steps = self.form.group // self.form.lanes
         for j in range(steps):
-            t = first + self.lane * i64(steps) + i64(j)
+            at = T.Bind(first + self.lane * i64(steps) + i64(j))
             y = sums[i64(j)]
-            T.buffer_store(self.y, y if self.skip is None else self.y[self.row, t] + y, [self.row, t])
+            self.shared["y"].set(
+                half, self.row, at, y if self.skip is None else self.shared["y"].at(half, self.row, at) + y
+            )
+
+
+def _split(x: Expr, size: int) -> tuple[Expr, Expr]:
+    """Quotient and remainder."""
+    return T.Bind(tirx.truncdiv(x, i64(size))), T.Bind(tirx.truncmod(x, i64(size)))
 
 
 def _within(t: Expr, end: Expr | None) -> Expr:
@@ -396,17 +437,6 @@ def _within(t: Expr, end: Expr | None) -> Expr:
 
 def _or_zero(x: Expr, t: Expr, end: Expr | None) -> Expr:
     return x if end is None else select(t < end, x, const(0.0, x))
-
-
-def _get(values: tirx.Buffer, buffer: tirx.Buffer, row: Expr, at: Expr) -> None:
-    """A quad of shared memory, in one access."""
-    with T.vectorized(i64(0), i64(QUAD)) as v:
-        T.buffer_store(values, buffer[row, at + v], [v])
-
-
-def _put(buffer: tirx.Buffer, row: Expr, quad: Expr, values: tirx.Buffer) -> None:
-    with T.vectorized(i64(0), i64(QUAD)) as v:
-        T.buffer_store(buffer, values[v], [row, quad * i64(QUAD) + v])
 
 
 # --- one step ---------------------------------------------------------------------------------------------------------

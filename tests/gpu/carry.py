@@ -3,8 +3,8 @@
     python tests/gpu/carry.py FOLDER [--target cuda:sm_90a] [--precision bf16] [NAME ...]
 
 Each case is a folder with ``model.coil`` and ``cases.npz``, inputs and expected outputs of its runs. ``test_carried.py``
-runs them there with NumPy and pytest alone. ``laws`` holds an entry for every example of every op; the others are the
-models of ``tests/models`` and of ``examples/zoo``.
+runs them there with NumPy and pytest alone. ``laws`` holds an entry for every example of every op, ``products`` products of
+16-bit floats of many sizes; the others are the models of ``tests/models`` and of ``examples/zoo``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ import coilc
 from coilc.codegen.target import TARGETS
 from coilc.comparison.eager import tensors_in, to_numpy
 from coilc.comparison.metrics import difference
-from coilc.ir import Graph, Module, interpret
+from coilc.ir import Graph, Module, interpret, parse_graph
+from coilc.ir import dims as d
 
 LENGTH = papers.LENGTH  # of a sequence that is also run step by step
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,6 +63,72 @@ def carry_laws(folder: Path, target: str) -> None:
                 entries[entry] = graph
                 runs.append((entry, inputs, expected))
     coilc.compile(Module(entries), folder / "model.coil", target=target)
+    save(folder, runs, {"kind": "laws"})
+
+
+# Products by name: what they are given, with K a multiple of 8 as bulk copies want it, and the sizes to run. The last of
+# each have more tiles than a GPU has multiprocessors, so that a block computes several; those with B many of a few elements.
+PRODUCTS: Mapping[str, tuple[str, Sequence[Mapping[str, int]]]] = {
+    "bias": (
+        """x: bf16[M, 200], w: bf16[200, 776], b: bf16[776]
+        v0: bf16[M, 776] = matmul(x, w)
+        v1: bf16[M, 776] = broadcast(b, dims=(M, 776))
+        y: bf16[M, 776] = add(v0, v1)""",
+        [{"M": rows} for rows in (1, 7, 64, 65, 128, 200, 1000, 4300)],
+    ),
+    "odd": (
+        """x: f16[B, M, 72], w: f16[B, 13, 72], r: f16[B, M, 13]
+        v0: f16[B, 72, 13] = transpose(w, perm=(0, 2, 1))
+        v1: f16[B, M, 13] = matmul(x, v0)
+        v2: f16[B, M, 13] = gelu(v1)
+        y: f16[B, M, 13] = mul(v2, r)""",
+        [{"B": b, "M": m} for b, m in ((1, 1), (3, 7), (2, 65), (3, 200), (150, 129), (270, 65))],
+    ),
+    "widened": (
+        """x: bf16[B, M, 136], w: bf16[B, 136, 24], r: f32[B, M, 24]
+        v0: f32[B, M, 136] = cast(x, dtype=f32)
+        v1: f32[B, 136, 24] = cast(w, dtype=f32)
+        v2: f32[B, M, 24] = matmul(v0, v1)
+        v3: f32[B, M, 24] = add(v2, r)
+        y: f32[B, M, 24] = sigmoid(v3)""",
+        [{"B": b, "M": m} for b, m in ((1, 1), (2, 64), (2, 130), (70, 130))],
+    ),
+    "transposed": (
+        """x: bf16[B, 136, 72], w: bf16[B, 40, 136]
+        v0: bf16[B, 72, 136] = transpose(x, perm=(0, 2, 1))
+        v1: f32[B, 72, 136] = cast(v0, dtype=f32)
+        v2: bf16[B, 136, 40] = transpose(w, perm=(0, 2, 1))
+        v3: f32[B, 136, 40] = cast(v2, dtype=f32)
+        y: f32[B, 72, 40] = matmul(v1, v3)""",
+        [{"B": 1}, {"B": 134}],
+    ),
+    "inner": (
+        """x: bf16[B, M, 8*K], w: bf16[B, 10, 8*K]
+        v0: bf16[B, 8*K, 10] = transpose(w, perm=(0, 2, 1))
+        y: bf16[B, M, 10] = matmul(x, v0)""",
+        [{"B": b, "M": m, "K": k} for b, m, k in ((1, 1, 3), (2, 9, 1), (2, 65, 9), (140, 65, 21))],
+    ),
+}
+
+
+def carry_products(folder: Path, target: str) -> None:
+    """Products of halves, whose sums are exact in fp32."""
+    graphs: dict[str, Graph] = {}
+    runs: list[Run] = []
+    generator = np.random.default_rng(0)
+    for name, (text, sizes) in PRODUCTS.items():
+        given, *lines = (line.strip() for line in text.splitlines())
+        symbols = ", ".join(f"{symbol}: dim[1:]" for symbol in sizes[0])
+        body = "".join(f"    {line}\n" for line in [*lines, "return {'y': y}"])
+        graph = graphs[name] = parse_graph(f"def {name}({given}, *, {symbols}):\n{body}")
+        for size in sizes:
+            inputs = {}
+            for x in graph.inputs:
+                halves = generator.integers(-1, 2, [d.evaluate(dim, size) for dim in x.dims]) / 2
+                inputs[x.node.attrs["name"]] = halves.astype(x.type.dtype.numpy)
+            wide = interpret(Module({"main": graph}), inputs, wide=True)["y"]
+            runs.append((name, inputs, {"y": wide.astype(graph.results[0].type.dtype.numpy)}))
+    coilc.compile(Module(graphs), folder / "model.coil", target=target)
     save(folder, runs, {"kind": "laws"})
 
 
@@ -163,6 +230,7 @@ def save(folder: Path, runs: list[Run], about: Mapping[str, object]) -> None:
 def everything() -> Iterator[tuple[str, Callable[..., None]]]:
     """What can be carried, by name."""
     yield "laws", lambda folder, target, **_: carry_laws(folder, target)
+    yield "products", lambda folder, target, **_: carry_products(folder, target)
     for name, build in {**zoo.MODELS, **zoo.HYBRIDS}.items():
         yield name, lambda *place, build=build, **options: carry_model(build, *place, **options)
     for name in papers.NAMES:

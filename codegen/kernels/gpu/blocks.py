@@ -24,16 +24,20 @@ def blocks(
 ) -> Iterator[tuple[list[Expr], Expr]]:
     """A kernel with a block per point of a grid: the point's indices and the thread of the block, in int64.
 
-    The last axis is that of neighbouring blocks. Their number, like that of every launch, fits 31 bits, so that the division
-    of a block's number is a short one. ``exclusive`` is that of ``grid``.
+    The last axis is that of neighbouring blocks. ``exclusive`` is that of ``grid``.
     """
     with grid(product(extents), threads, exclusive=exclusive) as (block, thread):
-        rest, place = T.Cast("int32", block), []
-        for extent in reversed(extents[1:]):
-            size = T.Cast("int32", i64(extent))
-            place.append(T.Bind(T.Cast("int64", tirx.truncmod(rest, size))))
-            rest = tirx.truncdiv(rest, size)
-        yield [T.Bind(T.Cast("int64", rest)), *reversed(place)], T.Bind(thread)
+        yield _unravel(block, extents), T.Bind(thread)
+
+
+def _unravel(number: Expr, extents: Sequence[Expr | int]) -> list[Expr]:
+    """The indices of a point of a grid; the points of every grid fit 31 bits, so that the division is a short one."""
+    rest, place = T.Cast("int32", number), []
+    for extent in reversed(extents[1:]):
+        size = T.Cast("int32", i64(extent))
+        place.append(T.Bind(T.Cast("int64", tirx.truncmod(rest, size))))
+        rest = tirx.truncdiv(rest, size)
+    return [T.Bind(T.Cast("int64", rest)), *reversed(place)]
 
 
 def through_halves(
@@ -68,15 +72,21 @@ def through_halves(
 
 @contextmanager
 def grouped_tiles(extents: Sequence[Expr | int], threads: int) -> Iterator[tuple[list[Expr], Expr]]:
-    """``blocks`` over [..., rows of tiles, columns of tiles], so that those that run at a time share both operands.
+    """A kernel with a block per tile: the place of ``tile_at``, and the thread of the block."""
+    with grid(product(extents), threads, exclusive=True) as (block, thread):
+        yield tile_at(block, extents), T.Bind(thread)
+
+
+def tile_at(number: Expr, extents: Sequence[Expr | int]) -> list[Expr]:
+    """Where a tile is among [..., rows of tiles, columns of tiles], counted so that neighbours in time share both operands.
 
     They are counted through a few rows of tiles, column by column, before the next rows.
     """
     *batch, rows, columns = extents
-    with blocks([*batch, i64(rows) * i64(columns)], threads, exclusive=True) as ((*at, place), thread):
-        tile, all_rows, all_columns = (T.Cast("int32", i64(x)) for x in (place, rows, columns))
-        strip = T.Bind(tirx.truncdiv(tile, all_columns * 8) * 8)
-        height = T.Bind(tirx.min(all_rows - strip, tirx.const(8, "int32")))
-        rest = T.Bind(tile - strip * all_columns)
-        row, column = strip + tirx.truncmod(rest, height), tirx.truncdiv(rest, height)
-        yield [*at, T.Bind(T.Cast("int64", row)), T.Bind(T.Cast("int64", column))], thread
+    *at, place = _unravel(number, [*batch, i64(rows) * i64(columns)])
+    tile, all_rows, all_columns = (T.Cast("int32", i64(x)) for x in (place, rows, columns))
+    strip = T.Bind(tirx.truncdiv(tile, all_columns * 8) * 8)
+    height = T.Bind(tirx.min(all_rows - strip, tirx.const(8, "int32")))
+    rest = T.Bind(tile - strip * all_columns)
+    row, column = strip + tirx.truncmod(rest, height), tirx.truncdiv(rest, height)
+    return [*at, T.Bind(T.Cast("int64", row)), T.Bind(T.Cast("int64", column))]

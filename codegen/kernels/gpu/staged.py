@@ -1,4 +1,4 @@
-"""The end of a product on tensor cores: sums go from registers to shared memory, and back as neighbouring columns.
+"""The end of a product by ``mma.sync``: sums go from registers to shared memory, and back as neighbouring columns.
 
 The epilogue is then compiled once, and writes vectors.
 """

@@ -1,34 +1,44 @@
 """Matrix products of 16-bit floats by Hopper's tensor cores: bulk tensor copies feed a ring in shared memory, warpgroups
 multiply out of it (``wgmma``) into fp32 sums.
 
-One warp, of which one thread is enough, asks for the parts of both operands and waits for room; every other 128 threads are a
-warpgroup with 64 rows of the tile. An operand may have its inner axis or the other one contiguous. Copies fill with zeros what
-lies outside, and stores are masked, so that any size is right. The sums return through shared memory: the epilogue is compiled
-once, on neighbouring columns, which it writes in vectors.
+A multiprocessor has one block, which computes one tile of the result after another. One thread behind the others asks for the
+parts of both operands and waits for room in the ring, which goes on from tile to tile: the next one is being copied while this
+one is stored. Every 128 threads before it are a warpgroup with 64 rows of the tile. An operand may have its inner axis or the
+other one contiguous. Copies fill with zeros what lies outside, and stores are masked, so that any size is right. The epilogue
+takes the sums from registers, where neighbouring threads exchange them for neighbouring columns, which it writes in vectors.
 
 Sources: PTX ISA 9.0, "Asynchronous warpgroup level matrix instructions" (layouts, descriptors) and "cp.async.bulk.tensor".
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from ...scalar import Expr
-from ...threads import WARP
+from coilc.ir.opdef import ELEMENTWISE
+
+from ...loops import grid, launch_next
+from ...scalar import Expr, select
+from ...threads import WARP, from_lane
 from ..anchor import Anchor
-from ..loops import ceildiv, i64, local, serial, unrolled, when
+from ..loops import ceildiv, i64, local, product, serial, unrolled, when
 from ..matmul import X, Y
-from .blocks import grouped_tiles
-from .operand import Strided
-from .staged import pitch, stage, store_staged
+from .blocks import tile_at
+from .operand import Strided, store_vector
 
 DEPTH, GROUP = 64, 128  # inner elements of a step, 128 bytes; threads of a warpgroup
+REGISTERS = 40, 232  # of a thread that copies and of one that multiplies, out of 168 each for 384 threads
+PART = 32  # sums of a thread whose epilogue is written out, where that of all would be long
+SHORT = ("add", "sub", "mul", "neg", "cast")  # ops of one or two instructions
 VECTOR = 8  # elements of 16 bytes, at multiples of which copies begin
 TYPES = {"bf16": ("bf16", 9), "f16": ("f16", 6)}  # PTX's name, and the driver's number, of an element
+_SETTLE = """
+__forceinline__ __device__ void coil_settle(float* sum) { asm volatile("" : "+f"(*sum) :: "memory"); }
+"""
 COPY = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes"
 
 
@@ -45,8 +55,18 @@ class Tile:
         return self.rows // 64
 
     @property
+    def multiplying(self) -> int:
+        """Threads whose registers hold sums; they come first."""
+        return self.warpgroups * GROUP
+
+    @property
+    def gives_registers(self) -> bool:
+        """Whether the threads that copy leave most of theirs to the others, for which a warpgroup of them is needed."""
+        return self.warpgroups > 1
+
+    @property
     def threads(self) -> int:
-        return self.warpgroups * GROUP + WARP
+        return self.multiplying + (GROUP if self.gives_registers else WARP)
 
     @property
     def stage_bytes(self) -> int:
@@ -136,104 +156,130 @@ def copied_axes(memory: Strided) -> list[int]:
 
 def emit_wgmma(k: Anchor, left: Strided, right: Strided, tile: Tile) -> None:
     """Write one launch of left[..., M, K] @ right[..., N, K]^T."""
-    *batch, rows, inner = map(k.extent, k.dims(X))
-    columns = k.extent(k.dims(Y)[-1])
     copied = Copied(k, left, tile.rows), Copied(k, right, tile.columns)
     maps = [operand.describe() for operand in copied]
-    extents = [*batch, ceildiv(rows, tile.rows), ceildiv(columns, tile.columns)]
-    with grouped_tiles(extents, tile.threads) as ((*at, row, column), thread):
-        first = row * i64(tile.rows), column * i64(tile.columns)
-        _Block(k, tile, copied, at, first, thread, ceildiv(inner, DEPTH)).emit(maps)
+    _Blocks(k, tile, copied).emit(maps)
 
 
-class _Block:
-    """The code of one block."""
+class _Blocks:
+    """The code of the blocks."""
 
-    def __init__(
-        self,
-        k: Anchor,
-        tile: Tile,
-        copied: Sequence[Copied],
-        at: Sequence[Expr],
-        first: Sequence[Expr],
-        thread: Expr,
-        steps: Expr,
-    ) -> None:
-        self.k, self.tile, self.copied, self.at, self.first, self.thread, self.steps = (
-            k,
-            tile,
-            copied,
-            at,
-            first,
-            thread,
-            steps,
-        )
-        ring = max(tile.stages * tile.stage_bytes, tile.rows * pitch(tile.columns) * 4)
-        self.memory = T.alloc_buffer((ring + 16 * tile.stages,), "uint8", scope="shared.dyn", align=1024)
-        self.full, self.empty = (self._view((tile.stages,), "uint64", ring // 8 + tile.stages * i) for i in range(2))
-
-    def _view(self, shape: Sequence[int], dtype: str, start: Expr | int) -> tirx.Buffer:
-        """Part of the block's memory, from this element on."""
-        return T.decl_buffer(shape, dtype, data=self.memory.data, elem_offset=start, scope="shared.dyn")
+    def __init__(self, k: Anchor, tile: Tile, copied: Sequence[Copied]) -> None:
+        assert k.target.device is not None
+        *batch, rows, inner = map(k.extent, k.dims(X))
+        self.k, self.tile, self.copied, self.blocks = k, tile, copied, k.target.device.multiprocessors
+        self.extents = [*batch, ceildiv(rows, tile.rows), ceildiv(k.extent(k.dims(Y)[-1]), tile.columns)]
+        self.tiles, self.steps = product(self.extents), i64(ceildiv(inner, DEPTH))
 
     def emit(self, maps: Sequence[tirx.Var]) -> None:
         tile = self.tile
+        with grid(tirx.min(self.tiles, i64(self.blocks)), tile.threads, exclusive=True) as (self.block, self.thread):
+            self._allocate()
+            with T.If(self.thread >= i64(tile.multiplying)):
+                with T.Then():
+                    if tile.gives_registers:
+                        T.evaluate(T.ptx["setmaxnreg.dec.sync.aligned.u32"](REGISTERS[0]))
+                    with when(tirx.EQ(self.thread, i64(tile.multiplying))):
+                        self._fill(maps)
+                with T.Else():
+                    if tile.gives_registers:
+                        T.evaluate(T.ptx["setmaxnreg.inc.sync.aligned.u32"](REGISTERS[1]))
+                    self._compute()
+
+    def _allocate(self) -> None:
+        """The ring, and for each of its places the barriers that say that it is full, and that it is empty."""
+        tile = self.tile
+        ring = tile.stages * tile.stage_bytes
+        self.memory = T.alloc_buffer((ring + 16 * tile.stages,), "uint8", scope="shared.dyn", align=1024)
+        self.full, self.empty = (self._view((tile.stages,), "uint64", ring // 8 + tile.stages * i) for i in range(2))
         with when(tirx.EQ(self.thread, i64(0))):
             with serial(tile.stages) as stage:
                 T.evaluate(T.ptx.mbarrier.init.shared.b64(self.full.ptr_to([stage]), T.uint32(1)))
                 T.evaluate(T.ptx.mbarrier.init.shared.b64(self.empty.ptr_to([stage]), T.uint32(tile.warpgroups)))
         T.evaluate(T.ptx.fence.proxy.async_.shared__cta())
         T.evaluate(T.cuda.cta_sync())
-        with T.If(self.thread >= i64(tile.warpgroups * GROUP)):
-            with T.Then(), when(tirx.EQ(self.thread, i64(tile.warpgroups * GROUP))):
-                self._fill(maps)
-            with T.Else():
-                self._store(self._multiply())
+
+    def _view(self, shape: Sequence[int], dtype: str, start: Expr | int) -> tirx.Buffer:
+        """Part of the block's memory, from this element on."""
+        return T.decl_buffer(shape, dtype, data=self.memory.data, elem_offset=start, scope="shared.dyn")
+
+    @contextmanager
+    def _each_tile(self) -> Iterator[tuple[Expr, Expr]]:
+        """A loop over the tiles of the block: their numbers, and how many steps the ring has taken before."""
+        with serial(ceildiv(self.tiles - self.block, self.blocks)) as i:
+            yield T.Bind(self.block + i * i64(self.blocks)), T.Bind(i * self.steps)
+
+    def _place(self, number: Expr) -> tuple[list[Expr], list[Expr]]:
+        """Where a tile is: the indices of the batch, its first row and column."""
+        *at, row, column = tile_at(number, self.extents)
+        *at, row, column = _known([*at, row, column])
+        return at, [row * i64(self.tile.rows), column * i64(self.tile.columns)]
+
+    def _turn(self, number: Expr) -> tuple[Expr, Expr]:
+        """A step's place in the ring, and whether the ring has gone round an odd number of times before, 0 or 1."""
+        number, stages = T.Bind(T.Cast("uint32", number)), T.uint32(self.tile.stages)
+        odd = T.Cast("int32", tirx.bitwise_and(tirx.truncdiv(number, stages), T.uint32(1)))
+        return T.Bind(T.Cast("int64", tirx.truncmod(number, stages))), odd
 
     def _fill(self, maps: Sequence[tirx.Var]) -> None:
         """Ask for one step after another, each as soon as its place in the ring is empty."""
-        stages = i64(self.tile.stages)
         lines = self.copied[0].copied_lines() + self.copied[1].copied_lines()
         size = T.Bind(T.Cast("uint32", lines * i64(DEPTH * 2)))
-        with serial(self.steps) as step:
-            stage, turn = tirx.truncmod(step, stages), T.Cast("int32", tirx.truncdiv(step, stages))
-            T.evaluate(T.cuda.mbarrier_wait(self.empty.ptr_to([stage]), tirx.bitwise_and(turn + 1, 1)))
-            full = self.full.ptr_to([stage])
-            T.evaluate(T.ptx.mbarrier.arrive.expect_tx.shared.b64(full, size))
-            for operand, copied in enumerate(self.copied):
-                to = self._part(operand, stage)
-                copied.copy(maps[operand], to, self.at, self.first[operand], step * i64(DEPTH), full)
+        with self._each_tile() as (tile, done):
+            at, first = self._place(tile)
+            with serial(self.steps) as step:
+                stage, odd = self._turn(done + step)
+                T.evaluate(T.cuda.mbarrier_wait(self.empty.ptr_to([stage]), tirx.bitwise_xor(odd, 1)))
+                full = self.full.ptr_to([stage])
+                T.evaluate(T.ptx.mbarrier.arrive.expect_tx.shared.b64(full, size))
+                for operand, copied in enumerate(self.copied):
+                    to = self._part(operand, stage)
+                    copied.copy(maps[operand], to, at, first[operand], step * i64(DEPTH), full)
 
     def _part(self, operand: int, stage: Expr) -> tirx.Buffer:
         """An operand's part of a step."""
         start = stage * i64(self.tile.stage_bytes // 2) + i64(operand * self.tile.rows * DEPTH)
         return self._view((self.copied[operand].lines * DEPTH,), "uint16", start)
 
-    def _multiply(self) -> tirx.Buffer:
+    def _compute(self) -> None:
+        with self._each_tile() as (tile, done):
+            sums = self._multiply(done)
+            with when(tile + i64(self.blocks) >= self.tiles):
+                launch_next()
+            self._store(sums, *self._place(tile))
+
+    def _multiply(self, done: Expr) -> tirx.Buffer:
         """The sums of this thread."""
-        tile, stages = self.tile, i64(self.tile.stages)
-        sums = local((tile.columns // 2,), "float32")
-        with unrolled(tile.columns // 2) as i:
+        sums = local((self.tile.columns // 2,), "float32")
+        with unrolled(self.tile.columns // 2) as i:
             T.buffer_store(sums, tirx.const(0, "float32"), [i])
-        group = tirx.truncdiv(self.thread, i64(GROUP))
         with serial(self.steps) as step:
-            stage, turn = tirx.truncmod(step, stages), T.Cast("int32", tirx.truncdiv(step, stages))
-            T.evaluate(T.cuda.mbarrier_wait(self.full.ptr_to([stage]), tirx.bitwise_and(turn, 1)))
+            stage, odd = self._turn(done + step)
+            T.evaluate(T.cuda.mbarrier_wait(self.full.ptr_to([stage]), odd))
             T.evaluate(T.ptx.wgmma.fence.sync.aligned())
-            self._issue(sums, stage, group)
+            self._issue(sums, stage)
             T.evaluate(T.ptx.wgmma.commit_group.sync.aligned())
             T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(1))
-            with when(tirx.all(step > i64(0), tirx.EQ(tirx.truncmod(self.thread, i64(GROUP)), i64(0)))):
-                before = tirx.truncmod(step + stages - i64(1), stages)
-                T.evaluate(T.ptx.mbarrier.arrive.shared.b64(self.empty.ptr_to([before])))
+            with when(step > i64(0)):
+                self._release(done + step - i64(1))
         T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(0))
+        for i in range(self.tile.columns // 2):  # nothing that uses a sum may move ahead of the wait
+            T.evaluate(T.cuda.func_call("coil_settle", T.address_of(sums[i]), source_code=_SETTLE))
+        with when(self.steps > i64(0)):
+            self._release(done + self.steps - i64(1))
         return sums
 
-    def _issue(self, sums: tirx.Buffer, stage: Expr, group: Expr) -> None:
+    def _release(self, number: Expr) -> None:
+        """This warpgroup is done with a step's place in the ring."""
+        stage, _ = self._turn(number)
+        with when(tirx.EQ(tirx.truncmod(self.thread, i64(GROUP)), i64(0))):
+            T.evaluate(T.ptx.mbarrier.arrive.shared.b64(self.empty.ptr_to([stage])))
+
+    def _issue(self, sums: tirx.Buffer, stage: Expr) -> None:
         """The products of a step: four instructions, of 16 inner elements each."""
         name = TYPES[self.copied[0].memory.dtype.name][0]
         instruction = T.ptx[f"wgmma.mma_async.sync.aligned.m64n{self.tile.columns}k16.f32.{name}.{name}"]
-        mine = [group * i64(64 * DEPTH), i64(0)]
+        mine = [tirx.truncdiv(self.thread, i64(GROUP)) * i64(64 * DEPTH), i64(0)]
         descriptors = [c.descriptor(self._part(i, stage).ptr_to([mine[i]])) for i, c in enumerate(self.copied)]
         transposed = [0 if c.along_inner else 1 for c in self.copied]
         held = [sums[i] for i in range(self.tile.columns // 2)]
@@ -241,12 +287,43 @@ class _Block:
             at = [d + T.uint64(part * c.advance) for d, c in zip(descriptors, self.copied, strict=True)]
             T.evaluate(instruction(*held, *at, T.ptx.pred(1), 1, 1, *transposed))
 
-    def _store(self, sums: tirx.Buffer) -> None:
-        """Sums to shared memory, row by row; then the epilogue."""
-        tile, thread = self.tile, self.thread
-        staged = self._view((tile.rows, pitch(tile.columns)), "float32", 0)
-        T.evaluate(T.ptx.barrier.cta.sync(1, tile.warpgroups * GROUP))
-        lane, warp = tirx.truncmod(thread, i64(WARP)), tirx.truncdiv(thread, i64(WARP))
-        stage(staged, sums, 0, warp * i64(16), i64(0), tile.columns, lane)
-        T.evaluate(T.ptx.barrier.cta.sync(1, tile.warpgroups * GROUP))
-        store_staged(self.k, staged, tile.columns, self.at, self.first, thread, tile.warpgroups * GROUP)
+    def _store(self, sums: tirx.Buffer, at: Sequence[Expr], first: Sequence[Expr]) -> None:
+        """The epilogue, from registers; those of a part are taken from the first ones, where the others move up afterwards.
+
+        Of every 8 columns a thread has two of the row ``lane / 4`` and two of the row 8 below. Two neighbours exchange theirs
+        of every 16, so that each has four in a row: the even one of the first 8, the odd one of the others.
+        """
+        lane, warp = tirx.truncmod(self.thread, i64(WARP)), tirx.truncdiv(self.thread, i64(WARP))
+        odd, pair = tirx.truncmod(lane, i64(2)), tirx.truncdiv(tirx.truncmod(lane, i64(4)), i64(2))
+        row, fours = _known([warp * i64(16) + tirx.truncdiv(lane, i64(4)), odd * i64(2) + pair])
+        row, column = first[0] + row, first[1] + fours * i64(4)
+        count = self.tile.columns // 2
+        part = count if self._is_short() else min(count, PART)
+        with serial(count // part) as turn:
+            for start in range(0, part, 8):
+                for half in range(2):
+                    mine = [sums[start + half * 2 + i] for i in (0, 1, 4, 5)]
+                    place = [row + i64(half * 8), column + turn * i64(part * 2) + i64(start * 2)]
+                    store_vector(self.k, [*at, *place], _four_columns(mine, tirx.EQ(odd, i64(1))))
+            with unrolled(count - part) as i:
+                T.buffer_store(sums, sums[i + i64(part)], [i])
+
+    def _is_short(self) -> bool:
+        """Whether little is computed from the sums."""
+        return all(n.op.name in SHORT for n in self.k.kernel.body.nodes if ELEMENTWISE in n.op.traits)
+
+
+def _four_columns(mine: Sequence[Expr], odd: Expr) -> list[Expr]:
+    """Two columns of the first 8 and two of the next, exchanged with the neighbouring thread for four that follow."""
+    got = local((2,), "float32")
+    for i in range(2):
+        T.buffer_store(got, from_lane(select(odd, mine[i], mine[2 + i]), 1), [i])
+    return [*(select(odd, got[i], mine[i]) for i in range(2)), *(select(odd, mine[2 + i], got[i]) for i in range(2))]
+
+
+def _known(indices: Sequence[Expr]) -> list[Expr]:
+    """Indices in registers: the builder would write out at every use how they are computed."""
+    held = local((len(indices),), "int32")
+    for i, index in enumerate(indices):
+        T.buffer_store(held, T.Cast("int32", index), [i])
+    return [T.Cast("int64", held[i]) for i in range(len(indices))]

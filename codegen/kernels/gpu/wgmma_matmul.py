@@ -261,17 +261,17 @@ class _Blocks:
             T.evaluate(T.ptx.wgmma.commit_group.sync.aligned())
             T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(1))
             with when(step > i64(0)):
-                self._release(done + step - i64(1))
+                self._release_before(done + step)
         T.evaluate(T.ptx.wgmma.wait_group.sync.aligned(0))
         for i in range(self.tile.columns // 2):  # nothing that uses a sum may move ahead of the wait
             T.evaluate(T.cuda.func_call("coil_settle", T.address_of(sums[i]), source_code=_SETTLE))
         with when(self.steps > i64(0)):
-            self._release(done + self.steps - i64(1))
+            self._release_before(done + self.steps)
         return sums
 
-    def _release(self, number: Expr) -> None:
-        """This warpgroup is done with a step's place in the ring."""
-        stage, _ = self._turn(number)
+    def _release_before(self, number: Expr) -> None:
+        """This warpgroup is done with the place in the ring before that of a step."""
+        stage, _ = self._turn(number + i64(self.tile.stages - 1))
         with when(tirx.EQ(tirx.truncmod(self.thread, i64(GROUP)), i64(0))):
             T.evaluate(T.ptx.mbarrier.arrive.shared.b64(self.empty.ptr_to([stage])))
 

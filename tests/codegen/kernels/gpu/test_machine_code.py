@@ -52,6 +52,7 @@ BODIES = {
     "large_gated": gated(65536),
     "middle": product(512, "bf16"),
     "low": product(64, "bf16"),
+    "one_step": product(65536, "bf16", inner=40),
     "computed": product(65536, "bf16", prologue=True),
     "odd": product(512, "f16", inner=4099),
     "one": product(1, "bf16"),
@@ -81,7 +82,7 @@ def test_no_kernel_spills(compiled: tuple[bool, dict[str, Code]]) -> None:
 
 def test_products_of_16_bits_use_the_tensor_cores(compiled: tuple[bool, dict[str, Code]]) -> None:
     warpgroups, codes = compiled
-    for name in ("large", "large_turned", "large_gated", "middle", "low"):
+    for name in ("large", "large_turned", "large_gated", "middle", "low", "one_step"):
         assert codes[name].has(*(("HGMMA", "UTMALDG") if warpgroups else ("HMMA.16816.F32", "LDSM"))), name
     for name in ("computed", "odd"):
         assert codes[name].has("HMMA.16816.F32", "LDSM"), name

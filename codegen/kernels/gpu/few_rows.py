@@ -157,12 +157,11 @@ class _DotProducts(_FewRows):
 
     @cached_property
     def own(self) -> int:
-        """Columns of a warp, whose loads are under way together: more where a column is short."""
+        """Columns of a warp, whose loads are under way together: some where a column is one step of a warp."""
         columns, inner = self.k.dims(Y)[-1], self.k.dims(Y)[-2]
-        if self.most > 1 or not isinstance(columns, int) or not isinstance(inner, int):
-            return 1
-        wanted = 4 if inner <= WARP * self.right.width else 2
-        return wanted if columns >= wanted * self.k.target.cores else 1
+        short = isinstance(inner, int) and inner <= WARP * self.right.width
+        many = isinstance(columns, int) and columns >= 4 * self.k.target.cores
+        return 4 if self.most == 1 and short and many else 1
 
     def shared_by(self) -> int:
         """How many warps share columns: so many that every multiprocessor has four blocks, and all have work."""

@@ -10,8 +10,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from coilc.ir import Graph
+from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
+from . import ahead
 from .plan import kernel_symbols
 from .reader import Indices, Reader, index, store_element
 from .scalar import Expr, code_of, storage_dtype
@@ -64,7 +66,11 @@ def build_kernel(body: Graph, name: str, target: Target, emit: Callable[[Kernel]
                     )
                     for value, data in zip(body.results, outputs, strict=True)
                 ]
-                emit(Kernel(body, target, reader, buffers))
+                read = [
+                    (reader.buffers[v], d.bounds(v.type.size, body.ranges)[0], v.type.dtype.bytes) for v in body.inputs
+                ]
+                with ahead.inputs(read):
+                    emit(Kernel(body, target, reader, buffers))
     return builder.get()
 
 

@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
+from .ahead import ask_for_inputs
 from .kernel import Kernel
 from .reader import index
 from .scalar import Expr, inside_loop, launched_early, on_device, vector
@@ -52,13 +53,15 @@ def grid(blocks: Expr, threads: int, *, exclusive: bool = False) -> Iterator[tup
     """A kernel of a device: its blocks, and the threads of each.
 
     Where the device can, every kernel lets the next one be launched at once, and waits for the one ahead to end before it
-    touches memory: what a launch takes is hidden (CUDA C++ Programming Guide, "Programmatic Dependent Launch"). A kernel
-    that wants its multiprocessors to itself, ``exclusive``, calls ``launch_next`` late: blocks that wait take room.
+    touches memory: what a launch takes is hidden (CUDA C++ Programming Guide, "Programmatic Dependent Launch"). Only hints
+    stand before the wait. A kernel that wants its multiprocessors to itself, ``exclusive``, gives none, and calls
+    ``launch_next`` late: blocks that wait take room.
     """
     with T.launch_thread("blockIdx.x", blocks) as block, T.launch_thread("threadIdx.x", index(threads)) as thread:
-        if not exclusive:
-            launch_next()
         if launched_early():
+            if not exclusive:
+                launch_next()
+                ask_for_inputs(block * index(threads) + thread)
             T.evaluate(tirx.call_extern("int32", "cudaGridDependencySynchronize"))
         yield block, thread
 

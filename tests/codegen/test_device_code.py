@@ -15,6 +15,7 @@ from coilc.codegen.target import TARGETS
 from coilc.ir import CoilError, parse_graph
 
 DEVICES = [name for name, target in TARGETS.items() if target.device is not None]
+ASKS = "CCTL.E.PF2"  # for a line in the L2 cache
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
@@ -34,9 +35,32 @@ def test_every_kernel_becomes_machine_code(name: str, tmp_path: Path) -> None:
 def _memory_is_left_alone_until_the_kernel_ahead_has_ended(fatbin: Path) -> None:
     for name, code in machine_code(fatbin).items():
         touched = [
-            x for x in code.before("ACQBULK") if x.startswith(("LD.", "LDG", "ST.", "STG", "ATOM", "RED", "UTMA"))
+            x
+            for x in code.before("ACQBULK")
+            if x.startswith(("LD.", "LDG", "ST.", "STG", "ATOM", "RED", "UTMA", "UBLKCP"))
         ]
         assert not touched, f"{name}: {touched}"
+
+
+@needs_disassembler
+@pytest.mark.parametrize("name", DEVICES)
+def test_small_inputs_are_asked_for_before_the_wait(name: str, tmp_path: Path) -> None:
+    """Where kernels wait for the one ahead, and only by those that leave room for others."""
+    target = TARGETS[name]
+    bodies = {
+        name: parse_graph(f"def body({head}):\n    {op}\n    return {{'y': y}}\n")
+        for name, head, op in (
+            ("sum", "x0: f32[B, 300], x1: f32[B, 300], *, B: dim[1:]", "y: f32[B, 300] = add(x0, x1)"),
+            ("product", "x0: f32[99, 99], x1: f32[99, 99]", "y: f32[99, 99] = matmul(x0, x1)"),
+        )
+    }
+    build_object(bodies, target, tmp_path / "kernels.o")
+    codes = machine_code(tmp_path / "kernels.fatbin")
+    assert not codes["product_kernel"].has(ASKS)
+    if target.device and target.device.early_launch:
+        assert sum(x.startswith(ASKS) for x in codes["sum_kernel"].before("ACQBULK")) == 2
+    else:
+        assert not codes["sum_kernel"].has(ASKS)
 
 
 @needs_nvcc

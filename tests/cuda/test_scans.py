@@ -118,7 +118,7 @@ def drawn(entry: str, rng: np.random.Generator, batch: int, length: int) -> dict
     return arrays
 
 
-LENGTHS = pytest.mark.parametrize(("batch", "length"), [(2, 1), (1, 5), (2, 64), (1, 131), (1, 200)])
+LENGTHS = pytest.mark.parametrize(("batch", "length"), [(2, 1), (1, 5), (2, 64), (1, 131), (1, 300)])
 
 
 @LENGTHS

@@ -2,10 +2,10 @@
 
 A block takes some channels of one batch element. Its last warps do nothing but the recurrence: every lane takes its few
 states through a tile of steps in shared memory; the sums over the states are made by exchanges in which every lane ends
-with other steps. Meanwhile one of two groups of movers stores y of the tile before, with its gate, and brings the operands
-of the next one into the same half of shared memory, with the bias, softplus and mask of dt applied. The groups take turns,
-so that loads into their registers have the time of two tiles. Neighbouring threads load and store neighbouring channels.
-What bounds it is one exponential per state and step.
+with other steps. Meanwhile the movers store y of the tile before, with its gate, and bring the operands of the next one
+into the same half of shared memory, with the bias, softplus and mask of dt applied; those of the one after it are then on
+their way into registers. Neighbouring threads load and store neighbouring channels. What bounds it is one exponential per
+state and step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ X, DT, A, B, C = range(5)
 QUAD = 4  # steps that are one access to shared memory
 MOST_STATES = 8  # of one lane
 MOST_LANES = 16
-GROUPS = 2  # of movers, and halves of shared memory
+HALVES = 2  # of shared memory
 TOGETHER = 2  # groups of steps whose code is one, so that exchanges between lanes do not hold up what follows
 
 
@@ -47,7 +47,7 @@ class Form:
         lanes: that share the state of a channel.
         channels: of a block; whole warps of lanes.
         tile: steps in a half of shared memory.
-        movers: threads of a group; every one has quads of its own.
+        movers: threads that bring operands and store y; every one has quads of its own.
     """
 
     lanes: int
@@ -58,7 +58,7 @@ class Form:
     @property
     def threads(self) -> int:
         """Of a block: the movers, then those that compute."""
-        return GROUPS * self.movers + self.channels * self.lanes
+        return self.movers + self.channels * self.lanes
 
     @property
     def group(self) -> int:
@@ -72,12 +72,11 @@ def forms_of(states: int) -> list[Form]:
     lanes = lanes or next((n for n in (16, 8) if states % n == 0 and states // n <= MOST_STATES), None)
     if lanes is None:
         return []
-    tile = 32 if states // lanes <= 4 else 16
+    tile = 64 if states // lanes <= 4 else 32
     if lanes == MOST_LANES:
-        return [Form(lanes, 16, tile, 4 * tile)]
-    cut = (128, 256) if states == 16 else (64, 128)  # other numbers of states leave too few registers
-    few = [Form(2 * lanes, 16, *cut)] if states % (2 * lanes) == 0 else []
-    return [Form(lanes, 32, tile, 64), *few]
+        return [Form(lanes, 16, tile, 128)]
+    few = [Form(2 * lanes, 16, 128, 256)] if states % (2 * lanes) == 0 else []
+    return [Form(lanes, 32, tile, 128), *few]
 
 
 @dataclass(frozen=True)
@@ -203,10 +202,9 @@ class Tiles:
         self.own = self.states // form.lanes
         self.length = self.k.extent(self.k.dims(X)[1])
         self.tiles = T.Bind(ceildiv(self.length, form.tile))
-        self.group, self.mover = _split(work.thread, form.movers)
-        self.row, self.lane = _split(work.thread - i64(GROUPS * form.movers), form.lanes)
+        self.row, self.lane = _split(work.thread - i64(form.movers), form.lanes)
         self.channel = work.channel(self.row)
-        self.column = T.Bind(tirx.truncmod(self.mover, i64(form.channels)))
+        self.column = T.Bind(tirx.truncmod(work.thread, i64(form.channels)))
         self.moved = work.channel(self.column)
         self.bias, self.skip = work.vector("dt_bias", self.moved), work.vector("D", self.moved)
         self.wanted = 0 in self.k.outputs_of  # y; otherwise only the state that is left
@@ -214,7 +212,7 @@ class Tiles:
     def emit(self) -> None:
         """Write both loops over the tiles, that of the movers a tile ahead, and what comes before and after them."""
         self._allocate()
-        with T.If(self.work.thread >= i64(GROUPS * self.form.movers)):
+        with T.If(self.work.thread >= i64(self.form.movers)):
             with T.Then():
                 self._start()
                 with self._each_tile() as tile:
@@ -227,9 +225,9 @@ class Tiles:
 
     @contextmanager
     def _each_tile(self) -> Iterator[Expr]:
-        """A loop over the tiles, and two before and after them, in which all threads of the block go on together."""
-        with serial(self.tiles + i64(2 * GROUPS)) as turn:
-            yield T.Bind(turn - i64(GROUPS))
+        """A loop over the tiles, and one before and two after them, in which all threads of the block go on together."""
+        with serial(self.tiles + i64(1 + HALVES)) as turn:
+            yield T.Bind(turn - i64(1))
             wait_for_block()
 
     def _if_whole(self, tile: Expr, body: Callable[[Expr, Expr | None], None]) -> None:
@@ -254,7 +252,7 @@ class Tiles:
         counts: dict[int | str, int] = dict.fromkeys(["dt", "inflow", "y"][: 2 + self.wanted], form.channels)
         self.per_state = (B, C) if self.wanted and not self.packed else (B,)
         counts |= dict.fromkeys(self.per_state, self.states)
-        shape = (GROUPS, sum(counts.values()), form.tile + QUAD)  # a column is in different banks
+        shape = (HALVES, sum(counts.values()), form.tile + QUAD)  # a column is in different banks
         memory = T.alloc_buffer(shape, "float32", scope="shared.dyn", align=16)
         starts = accumulate(counts.values(), initial=0)
         self.shared = {name: Rows(memory, start) for name, start in zip(counts, starts, strict=False)}
@@ -264,19 +262,18 @@ class Tiles:
 
     def _half(self, first: Expr) -> Expr:
         """Where the tile of steps from ``first`` on is."""
-        return T.Bind(tirx.truncmod(tirx.truncdiv(first, i64(self.form.tile)), i64(GROUPS)))
+        return T.Bind(tirx.truncmod(tirx.truncdiv(first, i64(self.form.tile)), i64(HALVES)))
 
     # --- between memory and shared memory -----------------------------------------------------------------------------
 
     def _move(self, tile: Expr) -> None:
-        """What the movers whose turn it is do while the tile before ``tile`` is computed."""
-        with when(tirx.EQ(tirx.truncmod(tile + i64(GROUPS), i64(GROUPS)), self.group)):
-            if self.wanted:
-                self._if_whole(tile - i64(GROUPS), self._store)
-            self._if_whole(tile, self._stage)
-            if "z" in self.loaded:
-                self._if_whole(tile, partial(self._load, ("z",)))
-            self._if_whole(tile + i64(GROUPS), self._load_sequences)
+        """What the movers do while the tile before ``tile`` is computed."""
+        if self.wanted:
+            self._if_whole(tile - i64(HALVES), self._store)
+        if "z" in self.loaded:
+            self._if_whole(tile - i64(1), partial(self._load, ("z",)))
+        self._if_whole(tile, self._stage)
+        self._if_whole(tile + i64(1), self._load_sequences)
 
     def _load_sequences(self, first: Expr, end: Expr | None) -> None:
         """Start loading the tile of steps from ``first`` on; steps after the last one are that one again."""
@@ -295,7 +292,7 @@ class Tiles:
 
     def _item(self, item: int, rows: int) -> tuple[Expr, Expr]:
         """Row of the tile that this thread moves, and where its quad begins: neighbouring threads have neighbouring rows."""
-        quad, row = _split(self.mover + i64(item * self.form.movers), rows)
+        quad, row = _split(self.work.thread + i64(item * self.form.movers), rows)
         if rows * self.form.tile // QUAD % self.form.movers:  # what there is too much of is moved twice
             quad = T.Bind(tirx.min(quad, i64(self.form.tile // QUAD - 1)))
         return row, T.Bind(quad * i64(QUAD))

@@ -75,7 +75,8 @@ def forms_of(states: int) -> list[Form]:
     tile = 64 if states // lanes <= 4 else 32
     if lanes == MOST_LANES:
         return [Form(lanes, 16, tile, 128)]
-    few = [Form(2 * lanes, 16, 128, 256)] if states % (2 * lanes) == 0 else []
+    cut = (128, 256) if states == 16 else (64, 128)  # other numbers of states leave too few registers
+    few = [Form(2 * lanes, 16, *cut)] if states % (2 * lanes) == 0 else []
     return [Form(lanes, 32, tile, 128), *few]
 
 

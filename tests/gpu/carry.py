@@ -74,7 +74,13 @@ PRODUCTS: Mapping[str, tuple[str, Sequence[Mapping[str, int]]]] = {
         v0: bf16[M, 776] = matmul(x, w)
         v1: bf16[M, 776] = broadcast(b, dims=(M, 776))
         y: bf16[M, 776] = add(v0, v1)""",
-        [{"M": rows} for rows in (1, 7, 64, 65, 128, 200, 1000, 4300)],
+        [{"M": rows} for rows in (1, 7, 64, 65, 128, 200, 1000, 2500)],
+    ),
+    "tall": (
+        """x: bf16[M, 40], w: bf16[40, 136]
+        v0: bf16[M, 136] = matmul(x, w)
+        y: bf16[M, 136] = neg(v0)""",
+        [{"M": 33001}],
     ),
     "odd": (
         """x: f16[B, M, 72], w: f16[B, 13, 72], r: f16[B, M, 13]

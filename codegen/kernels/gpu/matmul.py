@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import partial, reduce
 
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
@@ -18,7 +18,7 @@ from .few_rows import emit_few_rows
 from .mma_matmul import emit_mma
 from .operand import strided
 from .simt_matmul import emit_simt
-from .wgmma_matmul import emit_wgmma, fits
+from .wgmma_matmul import Tile, emit_wgmma, fits
 
 FEW = 8  # rows that are multiplied while the right operand is read
 
@@ -50,7 +50,7 @@ def _on_tensor_cores(k: Anchor, device: Device) -> None:
     either(enough, lambda: emit_mma(k, large), lambda: emit_mma(k, small))
 
 
-Emit = Callable[[wgmma_matmul.Tile], None]
+Emit = Callable[[Tile], None]
 
 
 def _by_warpgroups(k: Anchor, device: Device) -> Emit | None:
@@ -62,16 +62,18 @@ def _by_warpgroups(k: Anchor, device: Device) -> Emit | None:
     return partial(emit_wgmma, k, left, right) if fits(left) and fits(right) else None
 
 
-def _many_rows(k: Anchor, device: Device, emit: Emit) -> None:
-    """The largest tile of which there is one for every multiprocessor; low ones for few rows."""
-    large, middle, low = wgmma_matmul.TILES
-    rows = k.extent(k.dims(X)[-2])
-    enough = tiles(k, large.rows, large.columns) >= i64(device.multiprocessors)
-    either(
-        rows <= i64(low.rows),
-        lambda: emit(low),
-        lambda: either(enough, lambda: emit(large), lambda: emit(middle)),
-    )
+def _many_rows(k: Anchor, device: Device, emit: Emit, choice: Sequence[Tile] = wgmma_matmul.TILES) -> None:
+    """Tiles of the size that takes the least time, of those which the rows fill by more than half; the last one else.
+
+    Every multiprocessor computes one tile at a time.
+    """
+    first, *others = choice
+    if not others:
+        emit(first)
+        return
+    time, *times = (ceildiv(tiles(k, t.rows, t.columns), device.multiprocessors) * i64(t.time) for t in choice)
+    best = tirx.all(k.extent(k.dims(X)[-2]) > i64(first.rows // 2), time <= reduce(tirx.min, times))
+    either(best, lambda: emit(first), lambda: _many_rows(k, device, emit, others))
 
 
 def tiles(k: Anchor, rows: int, columns: int) -> Expr:

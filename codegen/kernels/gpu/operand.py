@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -148,23 +149,47 @@ class Vectors:
         return held[i] if self.width == 1 or self.memory is None else decode(held[i], self.memory.dtype)
 
 
-def store_vector(k: Anchor, at: Sequence[Expr], values: Sequence[Expr]) -> None:
-    """Write what is computed from neighbouring elements of the first result, those of them that lie inside."""
-    *lead, row, column = at
-    rows, columns = map(k.extent, k.node.types[0].dims[-2:])
-    if k.node.types[0].dims[-1] % len(values) == 0:
-        with when(tirx.all(row < rows, column < columns)):
-            _store_whole(k, at, values)
+Group = tuple[Sequence[Expr], Sequence[Expr]]  # where neighbouring elements of a result begin, and what they are
+
+
+def store_vectors(k: Anchor, groups: Sequence[Group], inside: Sequence[int] = ()) -> None:
+    """Write what is computed from elements of the first result, those of them that lie inside.
+
+    All that is read in vectors is under way before anything is written, which might be the same memory.
+
+    Args:
+        groups: neighbouring elements, as many in each.
+        inside: the axes, of -2 for rows and -1 for columns, along which all of them are known to lie inside.
+    """
+    dims, width = k.node.types[0].dims, len(groups[0][1])
+
+    def where(at: Sequence[Expr]) -> AbstractContextManager[object]:
+        conditions = [at[axis] < k.extent(dims[axis]) for axis in (-2, -1) if axis not in inside]
+        return when(tirx.all(*conditions)) if conditions else nullcontext()
+
+    if -1 not in inside and dims[-1] % width != 0:
+        for (*lead, column), values in groups:
+            for i, value in enumerate(values):
+                place = [*lead, column + i64(i)]
+                with where(place):
+                    k.store(0, place, value)
         return
-    for i, value in enumerate(values):
-        with when(tirx.all(row < rows, column + i64(i) < columns)):
-            k.store(0, [*lead, row, column + i64(i)], value)
+    beside = _beside(k, width)
+    held = [[allocate((width,), storage_dtype(memory.dtype)) for _, memory in beside] for _ in groups]
+    for (at, _), buffers in zip(groups, held, strict=True):
+        with where(at):
+            for (_, memory), buffer in zip(beside, buffers, strict=True):
+                _load_beside(k, memory, at, buffer)
+    for (at, values), buffers in zip(groups, held, strict=True):
+        with where(at):
+            _store_whole(k, at, values, [(v, m, b) for (v, m), b in zip(beside, buffers, strict=True)])
 
 
-def _store_whole(k: Anchor, at: Sequence[Expr], values: Sequence[Expr]) -> None:
+def _store_whole(
+    k: Anchor, at: Sequence[Expr], values: Sequence[Expr], beside: Sequence[tuple[Value, Strided, tirx.Buffer]]
+) -> None:
     *lead, column = at
     result, reader, width = k.node.results[0], k.kernel.reader, len(values)
-    beside = [(value, memory, _load_beside(k, memory, at, width)) for value, memory in _beside(k, width)]
     for position in k.outputs_of[0]:
         output, buffer = k.kernel.body.results[position], k.kernel.outputs[position]
         held = allocate((width,), storage_dtype(output.type.dtype))
@@ -191,13 +216,11 @@ def _beside(k: Anchor, width: int) -> list[tuple[Value, Strided]]:
     return list(found.items())
 
 
-def _load_beside(k: Anchor, memory: Strided, at: Sequence[Expr], width: int) -> tirx.Buffer:
-    held = allocate((width,), storage_dtype(memory.dtype))
+def _load_beside(k: Anchor, memory: Strided, at: Sequence[Expr], held: tirx.Buffer) -> None:
     source, place = k.kernel.reader.buffers[memory.source], memory.offset(k, at)
-    for start, part in _pieces(width, memory.dtype):
+    for start, part in _pieces(int(held.shape[0]), memory.dtype):
         with T.vectorized(i64(0), i64(part)) as lane:
             T.buffer_store(held, source[place + i64(start) + lane], [i64(start) + lane])
-    return held
 
 
 def _pieces(width: int, dtype: DType) -> list[tuple[int, int]]:

@@ -14,7 +14,7 @@ from ...loops import launch_next
 from ...scalar import Expr
 from ..anchor import Anchor
 from ..loops import i64, serial, unrolled
-from .operand import store_vector
+from .operand import store_vectors
 
 VECTOR = 8  # columns that a thread computes at a time
 
@@ -45,4 +45,4 @@ def store_staged(
         piece = step * i64(threads) + thread
         line, start = tirx.truncdiv(piece, i64(per_row)), tirx.truncmod(piece, i64(per_row)) * i64(VECTOR)
         values = [staged[line, start + i64(v)] for v in range(VECTOR)]
-        store_vector(k, [*at, first[0] + line, first[1] + start], values)
+        store_vectors(k, [([*at, first[0] + line, first[1] + start], values)])

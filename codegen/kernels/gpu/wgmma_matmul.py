@@ -28,11 +28,11 @@ from ..anchor import Anchor
 from ..loops import ceildiv, i64, local, product, serial, unrolled, when
 from ..matmul import X, Y
 from .blocks import tile_at
-from .operand import Strided, store_vector
+from .operand import Strided, store_vectors
 
 DEPTH, GROUP = 64, 128  # inner elements of a step, 128 bytes; threads of a warpgroup
 REGISTERS = 40, 232  # of a thread that copies and of one that multiplies, out of 168 each for 384 threads
-PART = 32  # sums of a thread whose epilogue is written out, where that of all would be long
+PART = 64  # sums of a thread whose epilogue is written out, where that of all would be long
 SHORT = ("add", "sub", "mul", "neg", "cast")  # ops of one or two instructions
 VECTOR = 8  # elements of 16 bytes, at multiples of which copies begin
 TYPES = {"bf16": ("bf16", 9), "f16": ("f16", 6)}  # PTX's name, and the driver's number, of an element
@@ -44,11 +44,17 @@ COPY = "cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_t
 
 @dataclass(frozen=True)
 class Tile:
-    """The part of the result that a block computes, and how many steps its ring has room for."""
+    """The part of the result that a block computes.
+
+    Attributes:
+        stages: how many steps its ring has room for.
+        time: of a step where every multiprocessor takes one, relative to those of other tiles.
+    """
 
     rows: int
     columns: int
     stages: int
+    time: int
 
     @property
     def warpgroups(self) -> int:
@@ -61,8 +67,8 @@ class Tile:
 
     @property
     def gives_registers(self) -> bool:
-        """Whether the threads that copy leave most of theirs to the others, for which a warpgroup of them is needed."""
-        return self.warpgroups > 1
+        """Whether the threads that copy leave most of theirs to many sums, for which a warpgroup of them is needed."""
+        return self.warpgroups > 1 and self.columns > 128
 
     @property
     def threads(self) -> int:
@@ -73,7 +79,7 @@ class Tile:
         return (self.rows + self.columns) * DEPTH * 2
 
 
-TILES = Tile(128, 256, 4), Tile(64, 256, 5), Tile(64, 64, 8)  # for many rows, for some, for at most 64
+TILES = Tile(128, 256, 4, 10), Tile(128, 128, 7, 6), Tile(64, 128, 9, 4), Tile(64, 64, 8, 3)
 
 
 @dataclass(frozen=True)
@@ -291,20 +297,27 @@ class _Blocks:
         """The epilogue, from registers; those of a part are taken from the first ones, where the others move up afterwards.
 
         Of every 8 columns a thread has two of the row ``lane / 4`` and two of the row 8 below. Two neighbours exchange theirs
-        of every 16, so that each has four in a row: the even one of the first 8, the odd one of the others.
+        of every 16, so that each has four in a row: the even one of the first 8, the odd one of the others. What a part
+        stores to a row is under way at the same time.
         """
         lane, warp = tirx.truncmod(self.thread, i64(WARP)), tirx.truncdiv(self.thread, i64(WARP))
         odd, pair = tirx.truncmod(lane, i64(2)), tirx.truncdiv(tirx.truncmod(lane, i64(4)), i64(2))
         row, fours = _known([warp * i64(16) + tirx.truncdiv(lane, i64(4)), odd * i64(2) + pair])
         row, column = first[0] + row, first[1] + fours * i64(4)
+        rows, width = self.k.node.types[0].dims[-2:]
+        inside = (-2, -1) if width % self.tile.columns == 0 else (-2,)
         count = self.tile.columns // 2
         part = count if self._is_short() else min(count, PART)
         with serial(count // part) as turn:
-            for start in range(0, part, 8):
-                for half in range(2):
-                    mine = [sums[start + half * 2 + i] for i in (0, 1, 4, 5)]
-                    place = [row + i64(half * 8), column + turn * i64(part * 2) + i64(start * 2)]
-                    store_vector(self.k, [*at, *place], _four_columns(mine, tirx.EQ(odd, i64(1))))
+            for half in range(2):
+                groups = [[i + start + half * 2 for i in (0, 1, 4, 5)] for start in range(0, part, 8)]
+                for group in groups:
+                    _exchange(sums, group, tirx.EQ(odd, i64(1)))
+                with when(row + i64(half * 8) < self.k.extent(rows)):
+                    starts = [column + turn * i64(part * 2) + i64(i * 16) for i in range(len(groups))]
+                    places = [[*at, row + i64(half * 8), start] for start in starts]
+                    values = [[sums[i] for i in group] for group in groups]
+                    store_vectors(self.k, list(zip(places, values, strict=True)), inside)
             with unrolled(count - part) as i:
                 T.buffer_store(sums, sums[i + i64(part)], [i])
 
@@ -313,12 +326,14 @@ class _Blocks:
         return all(n.op.name in SHORT for n in self.k.kernel.body.nodes if ELEMENTWISE in n.op.traits)
 
 
-def _four_columns(mine: Sequence[Expr], odd: Expr) -> list[Expr]:
-    """Two columns of the first 8 and two of the next, exchanged with the neighbouring thread for four that follow."""
-    got = local((2,), "float32")
+def _exchange(sums: tirx.Buffer, group: Sequence[int], odd: Expr) -> None:
+    """Two columns of the first 8 and two of the next become four that follow, by those of the neighbouring thread."""
+    got, (first, second) = local((2,), "float32"), (group[:2], group[2:])
     for i in range(2):
-        T.buffer_store(got, from_lane(select(odd, mine[i], mine[2 + i]), 1), [i])
-    return [*(select(odd, got[i], mine[i]) for i in range(2)), *(select(odd, mine[2 + i], got[i]) for i in range(2))]
+        T.buffer_store(got, from_lane(select(odd, sums[first[i]], sums[second[i]]), 1), [i])
+    for i in range(2):
+        T.buffer_store(sums, select(odd, got[i], sums[first[i]]), [first[i]])
+        T.buffer_store(sums, select(odd, sums[second[i]], got[i]), [second[i]])
 
 
 def _known(indices: Sequence[Expr]) -> list[Expr]:

@@ -50,7 +50,8 @@ BODIES = {
     "large": product(65536, "bf16"),
     "large_turned": product(65536, "f16", turned=True),
     "large_gated": gated(65536),
-    "middle": product(512, "bf16"),
+    "middle": product(4096, "bf16"),
+    "narrow": product(2048, "bf16"),
     "low": product(64, "bf16"),
     "one_step": product(65536, "bf16", inner=40),
     "computed": product(65536, "bf16", prologue=True),
@@ -82,7 +83,7 @@ def test_no_kernel_spills(compiled: tuple[bool, dict[str, Code]]) -> None:
 
 def test_products_of_16_bits_use_the_tensor_cores(compiled: tuple[bool, dict[str, Code]]) -> None:
     warpgroups, codes = compiled
-    for name in ("large", "large_turned", "large_gated", "middle", "low", "one_step"):
+    for name in ("large", "large_turned", "large_gated", "middle", "narrow", "low", "one_step"):
         assert codes[name].has(*(("HGMMA", "UTMALDG") if warpgroups else ("HMMA.16816.F32", "LDSM"))), name
     for name in ("computed", "odd"):
         assert codes[name].has("HMMA.16816.F32", "LDSM"), name

@@ -23,6 +23,7 @@ from tvm.script.ir_builder import tirx as T
 from coilc.ir import dims as d
 from coilc.ir.dims import Dim
 
+from ...ahead import inputs
 from ...scalar import Expr, bind, const, dtype_name, reinterpret, select
 from ...threads import WARP, from_lane, shared, wait_for_block
 from ..anchor import Anchor
@@ -137,8 +138,8 @@ def _sequences(k: Anchor, forms: list[Form], size: Dim) -> None:
 
 
 def _tiles(k: Anchor, form: Form, size: Dim) -> None:
-    """The kernel for sequences."""
-    with _blocks(k, size, form.channels, form.threads) as work:
+    """The kernel for sequences; it runs long, so that hints only take registers."""
+    with inputs(()), _blocks(k, size, form.channels, form.threads) as work:
         Tiles(work, form).emit()
 
 

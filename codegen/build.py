@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -107,11 +107,10 @@ def oldest_driver() -> int:
     """Machine code loads with every driver of the compiler's major version or a later one.
 
     Raises:
-        CoilError: the compiler does not say its version.
+        CoilError: the compiler is missing, or does not say its version.
     """
     compiler = _device_compiler()
-    said = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release (\d+)\.", said)
+    found = re.search(r"release (\d+)\.", _run([*compiler, "--version"]).stdout)
     if found is None:
         raise CoilError(f"'{compiler[0]} --version' names no release: set COILC_NVCC to the nvcc of a CUDA toolkit")
     return int(found[1]) * 1000
@@ -139,19 +138,21 @@ def compile_device_code(source: str, device: Device, path: Path) -> None:
             "-gencode",
             f"arch={virtual},code={device.arch}",
         ]
-        command = [*compiler, *flags, "-o", str(path), str(Path(folder) / "kernels.cu")]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except FileNotFoundError:
-            raise CoilError(
-                f"'{compiler[0]}' was not found: install the CUDA toolkit, whose nvcc compiles kernels for {device.arch}, "
-                "or set COILC_NVCC"
-            ) from None
+        done = _run([*compiler, *flags, "-o", str(path), str(Path(folder) / "kernels.cu")])
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[:12])
         raise CoilError(
             f"compiling for {device.arch} failed: '{compiler[0]}' ended with code {done.returncode}\n{said}"
         )
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        raise CoilError(
+            f"'{command[0]}' was not found: install the CUDA toolkit, whose nvcc compiles the kernels, or set COILC_NVCC"
+        ) from None
 
 
 def scratch_bytes(function: tirx.PrimFunc) -> int:

@@ -18,7 +18,7 @@ from coilc.passes.transform_long_convs import describe_transforms
 from coilc.runtime.artifact import DEVICE_CODE, GRAPH, KERNELS, LIBRARY, PLAN, TOKENIZER, WEIGHTS
 
 from .artifact import describe_plan, describe_target, new_artifact, state_identity, tool_versions, write_manifest
-from .build import BuildInfo, build_object
+from .build import BuildInfo, build_object, oldest_driver
 from .emit_plan import emit_plan
 from .link import link_library
 from .plan import Plan, make_plan
@@ -67,6 +67,8 @@ def compile(
         CoilError: whatever is wrong with the program, the target or the path, in one sentence.
     """
     report, chosen, place = _Stages(progress), parse_target(target), Path(path)
+    if chosen.device:
+        oldest_driver()  # a compiler that is missing is named now, not after minutes of passes
     files = {} if tokenizer is None else {TOKENIZER: _json(Path(tokenizer))}
     with report("import"):
         module = _select(_module(program), entries)

@@ -10,9 +10,10 @@ from laws.ops import draw
 from laws.test_kernels import CASES, body_of
 from machine_code import machine_code, needs_disassembler
 
+import coilc
 from coilc.codegen.build import EARLY, Launch, build_object, compile_device_code
 from coilc.codegen.target import TARGETS
-from coilc.ir import CoilError, parse_graph
+from coilc.ir import CoilError, Module, parse_graph
 
 DEVICES = [name for name, target in TARGETS.items() if target.device is not None]
 ASKS = "CCTL.E.PF2"  # for a line in the L2 cache
@@ -72,10 +73,10 @@ def test_a_launch_says_what_it_takes(tmp_path: Path) -> None:
 
 def test_without_a_compiler_there_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COILC_NVCC", "no-such-nvcc")
-    device = TARGETS["cuda:sm_80"].device
-    assert device is not None
+    module, stages = Module({"main": parse_graph("def main(x: f32[3]):\n    return {'y': x}\n")}), []
     with pytest.raises(CoilError, match="'no-such-nvcc' was not found: install the CUDA toolkit, whose nvcc compiles"):
-        compile_device_code("", device, tmp_path / "kernels.fatbin")
+        coilc.compile(module, tmp_path / "m.coil", "cuda:sm_80", progress=lambda stage, _: stages.append(stage))
+    assert not stages
     assert not list(tmp_path.iterdir())
 
 

@@ -152,6 +152,7 @@ def test_it_is_code_for_a_gpu(case: Case, tmp_path: Path, monkeypatch: pytest.Mo
     """As far as CUDA source; ``tests/codegen`` takes that of the templates to machine code."""
     sources: list[str] = []
     monkeypatch.setattr(build, "compile_device_code", lambda source, *_: sources.append(source))
+    monkeypatch.setattr(build, "oldest_driver", lambda: 13000)  # which the compiler says, where there is one
     target, entries = parse_target("cuda:sm_90a"), ENTRIES if case.by_pieces else ()
     plan = make_plan(run_pipeline(case.program, target.claims, entries=entries, machine=target.machine))
     launches = build.build_object(plan.kernels, target, tmp_path / "kernels.o").launches

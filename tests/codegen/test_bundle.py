@@ -51,7 +51,9 @@ def archive(artifact: Path) -> Path:
 def device(archive: Path) -> Path:
     """The folder that a device unpacks."""
     with tarfile.open(archive) as packed:
-        packed.extractall(archive.parent, filter="data")
+        packed.extractall(
+            archive.parent, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {})
+        )  # from 3.11.4
     return archive.with_name("m")
 
 
